@@ -1,0 +1,8 @@
+# For fingers that type make: ./run does the work.
+.PHONY: demo test check lint fmt
+
+demo test check fmt:
+	./run $@
+
+lint:
+	./run fmt

@@ -1,0 +1,153 @@
+"""What to do after an attempt failed: the same lane again, another lane, later, or never. docs/failures.md is the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from waybill.contract import Candidate
+from waybill.errors import Broken, ProviderError, Rejected, Throttled, Unavailable
+
+PARK_MAX_S = 60.0
+"""A wait longer than this moves the job to another lane, where there is one."""
+_RETRY_BASE_S = 0.5
+_RETRY_MAX_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The answer becomes the result. `data` is the parsed object or label, None for free text."""
+
+    data: object
+    reason: str = "the answer is complete and fits what was asked"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The same lane again, after a wait (seconds)."""
+
+    delay_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reroute:
+    """Another lane after a failure (a fallback): the index of the candidate in the route."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """A stronger model after a weak answer: the index of the candidate in the route."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Later on the same lane; uses up no attempt."""
+
+    delay_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No further attempt can help: a stable code and a line for the submitter."""
+
+    code: str
+    reason: str
+
+
+Decision = Accept | Retry | Reroute | Escalate | Snooze | GiveUp
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What happened to the job so far.
+
+    Attributes:
+        route: All candidates.
+        index: The one whose attempt just ended.
+        used: Attempts used up, this one included if it counts.
+        max_attempts: The job's budget over all lanes.
+        same_lane: How often this lane has been tried in a row, this attempt included.
+        streamed: Whether the waiting client has already seen a part of the answer.
+        slack_s: Seconds to the deadline, None without one.
+    """
+
+    route: Sequence[Candidate]
+    index: int
+    used: int
+    max_attempts: int
+    same_lane: int = 1
+    streamed: bool = False
+    slack_s: float | None = None
+
+    @property
+    def has_next(self) -> bool:
+        """Whether another candidate is left."""
+        return self.index + 1 < len(self.route)
+
+    @property
+    def lane(self) -> str:
+        """The model whose attempt ended, for messages."""
+        return self.route[self.index].model
+
+
+def decide(failure: ProviderError, history: History, *, jitter: float) -> Decision:
+    """Decide after a failure.
+
+    Args:
+        failure: What the adapter raised.
+        history: What happened so far.
+        jitter: 0..1, uniformly random; spreads waits so that a crowd does not come back at once.
+
+    Returns:
+        Retry, Reroute, Snooze or GiveUp. Throttling uses up no attempt, but after `PARK_MAX_S` of asked-for waiting
+        the next lane is tried; a lane is tried at most three times in a row before the next one.
+    """
+    if history.streamed:
+        return GiveUp("stream_broken", f"{history.lane} failed after the answer had begun: {failure}")
+    if isinstance(failure, Rejected):
+        return _after_rejection(failure, history)
+    if history.used >= history.max_attempts:
+        return GiveUp("attempts_exhausted", f"{history.used} attempts used up; the last, {history.lane}: {failure}")
+    if isinstance(failure, Throttled):
+        return _after_throttling(failure, history, jitter)
+    if isinstance(failure, Unavailable | Broken):
+        if history.has_next:
+            return _reroute(failure, history)
+        return Retry(_backoff(history.same_lane, jitter), f"{history.lane}: {failure}; no other lane is left")
+    raise TypeError(f"unclassified failure {failure!r}")
+
+
+def _reroute(failure: ProviderError, history: History) -> Decision:
+    following = history.route[history.index + 1]
+    return Reroute(history.index + 1, f"{history.lane}: {failure} -> {following.model}")
+
+
+def _after_rejection(failure: Rejected, history: History) -> Decision:
+    # A request that one model refuses (too long, a feature it lacks) may suit another; so may another account.
+    if history.has_next and history.used < history.max_attempts:
+        return _reroute(failure, history)
+    return GiveUp(failure.code if not failure.account_wide else "account", f"{history.lane}: {failure}")
+
+
+def _after_throttling(failure: Throttled, history: History, jitter: float) -> Decision:
+    asked = failure.retry_after_s
+    wait = _backoff(history.same_lane, jitter) if asked is None else asked * (1 + 0.1 * jitter)
+    too_long = wait > PARK_MAX_S or (history.slack_s is not None and wait > history.slack_s)
+    if history.has_next and (too_long or history.same_lane >= 3):
+        return _reroute(failure, history)
+    if history.slack_s is not None and wait > history.slack_s:
+        return GiveUp("deadline", f"{history.lane} asks to wait {wait:.0f} s, the deadline is in {history.slack_s:.0f} s")
+    return Snooze(wait, f"{history.lane} is throttled: later, in {wait:.1f} s")
+
+
+def _backoff(tries: int, jitter: float) -> float:
+    """Seconds: 0.5 doubling to 20, between half and all of it."""
+    return float(min(_RETRY_MAX_S, _RETRY_BASE_S * 2 ** (tries - 1))) * (0.5 + 0.5 * jitter)

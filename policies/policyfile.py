@@ -1,0 +1,261 @@
+"""Reads a routing policy (TOML text) into values, or says in one line what is wrong with it and what to write instead."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from policies.catalog import CATALOG, Model
+from waybill.errors import ConfigError
+from waybill.names import PROVIDERS
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done with jobs of one intent.
+
+    Attributes:
+        intent: The tag.
+        chain: Model ids in the order in which they are tried; a failure or a weak answer moves to the next.
+        reason: Why this order, for people.
+        max_output_tokens: Default upper bound of an answer, thinking included.
+        effort: Reasoning effort asked for where the model takes it; None = the model's own default.
+    """
+
+    intent: str
+    chain: tuple[str, ...]
+    reason: str
+    max_output_tokens: int = 2048
+    effort: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PriceOverride:
+    """USD per million tokens for a model that the price package does not know. Batch and flex are half of it."""
+
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A checked policy file.
+
+    Attributes:
+        version: The file's own name for itself; kept with every decision.
+        flagship: The model that savings are reported against.
+        max_attempts: Calls a job may use up over all lanes.
+        plans: By intent.
+        models: The catalogue with the file's additions.
+        prices: Overrides by model id.
+    """
+
+    version: str
+    flagship: str
+    max_attempts: int
+    plans: Mapping[str, Plan]
+    models: Mapping[str, Model]
+    prices: Mapping[str, PriceOverride] = field(default_factory=dict)
+
+    def intents(self) -> tuple[str, ...]:
+        """The intents it has a plan for, in the file's order."""
+        return tuple(self.plans)
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """The first line that mentions a key, for error messages; None when it cannot be told."""
+    leaf = re.escape(key.rsplit(".", 1)[-1])
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(rf'\s*(\[.*\b{leaf}\b.*\]|"?{leaf}"?\s*=)', line):
+            return number
+    return None
+
+
+class _Reader:
+    """Takes values out of the parsed file and complains with file, line and key."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.text, self.source = text, source
+
+    def fail(self, key: str, problem: str) -> ConfigError:
+        line = _line_of(self.text, key)
+        where = f"{self.source}:{line}" if line else self.source
+        return ConfigError(f"{where}: `{key}` {problem}")
+
+    def known(self, table: Mapping[str, Any], prefix: str, allowed: tuple[str, ...]) -> None:
+        for key in table:
+            if key not in allowed:
+                raise self.fail(f"{prefix}{key}", f"is not a key of this table; write one of: {', '.join(allowed)}")
+
+    def string(self, table: Mapping[str, Any], prefix: str, key: str) -> str:
+        value = table.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.fail(f"{prefix}{key}", 'must be a text that is not empty, such as "..."')
+        return value
+
+    def integer(self, table: Mapping[str, Any], prefix: str, key: str, default: int, low: int, high: int) -> int:
+        value = table.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.fail(f"{prefix}{key}", f"must be a whole number from {low} to {high}, not {value!r}")
+        return value
+
+    def price(self, table: Mapping[str, Any], prefix: str, key: str, default: Decimal | None = None) -> Decimal:
+        value = table.get(key, default)
+        if value is None:
+            raise self.fail(f"{prefix}{key}", "is missing; give USD per million tokens")
+        try:
+            price = Decimal(str(value))
+        except InvalidOperation:
+            price = Decimal("NaN")
+        if isinstance(value, bool) or not price.is_finite() or price < 0:
+            raise self.fail(f"{prefix}{key}", f"must be USD per million tokens, 0 or more, not {value!r}")
+        return price
+
+
+_TOP = ("version", "flagship", "max_attempts", "intents", "models", "prices")
+_PLAN = ("chain", "reason", "max_output_tokens", "effort")
+_MODEL = ("provider", "context_tokens", "max_output_tokens", "thinking", "efforts", "json_schema", "vision", "bytes_per_token")
+_PRICE = ("input", "output", "cache_read", "cache_write")
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def parse(text: str, source: str) -> Policy:
+    """Check a policy file.
+
+    Args:
+        text: TOML.
+        source: Its name, for messages.
+
+    Raises:
+        ConfigError: With file, line or key, and what to write instead.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{source}: not valid TOML: {exc}") from None
+    read = _Reader(text, source)
+    read.known(data, "", _TOP)
+    for key in ("version", "flagship", "intents"):
+        if key not in data:
+            raise ConfigError(f"{source}: `{key}` is missing")
+
+    models = dict(CATALOG)
+    for model_id, table in _tables(read, data, "models").items():
+        models[model_id] = _model(read, model_id, table)
+    prices = {
+        model_id: _override(read, model_id, table, models) for model_id, table in _tables(read, data, "prices").items()
+    }
+
+    flagship = read.string(data, "", "flagship")
+    if flagship not in models:
+        raise read.fail("flagship", _unknown_model(flagship, models))
+    plans = {
+        intent: _plan(read, intent, table, models) for intent, table in _tables(read, data, "intents").items()
+    }
+    if not plans:
+        raise read.fail("intents", "is empty; add at least one table such as [intents.extraction]")
+    return Policy(
+        version=read.string(data, "", "version"),
+        flagship=flagship,
+        max_attempts=read.integer(data, "", "max_attempts", 5, 1, 20),
+        plans=plans,
+        models=models,
+        prices=prices,
+    )
+
+
+def _tables(read: _Reader, data: Mapping[str, Any], key: str) -> Mapping[str, Mapping[str, Any]]:
+    value = data.get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise read.fail(key, f"must hold tables, such as [{key}.name]")
+    return value
+
+
+def _unknown_model(name: str, models: Mapping[str, Model]) -> str:
+    return (
+        f"names the unknown model {name!r}; known: {', '.join(sorted(models))}"
+        f' (or describe it in a table [models."{name}"])'
+    )
+
+
+def _plan(read: _Reader, intent: str, table: Mapping[str, Any], models: Mapping[str, Model]) -> Plan:
+    prefix = f"intents.{intent}."
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", intent):
+        raise read.fail(f"intents.{intent}", "is no intent name; use a-z, 0-9, _ and -, beginning with a letter")
+    read.known(table, prefix, _PLAN)
+    chain = table.get("chain")
+    if not isinstance(chain, list) or not chain or not all(isinstance(m, str) for m in chain):
+        raise read.fail(f"{prefix}chain", 'must be a list of model ids, such as ["claude-haiku-5-5"]')
+    for model in chain:
+        if model not in models:
+            raise read.fail(f"{prefix}chain", _unknown_model(model, models))
+    if len(set(chain)) != len(chain):
+        raise read.fail(f"{prefix}chain", "names a model twice; a retry of the same lane needs no second entry")
+    effort = table.get("effort")
+    if effort is not None and effort not in _EFFORTS:
+        raise read.fail(f"{prefix}effort", f"must be one of {', '.join(_EFFORTS)}, not {effort!r}")
+    return Plan(
+        intent=intent,
+        chain=tuple(chain),
+        reason=read.string(table, prefix, "reason"),
+        max_output_tokens=read.integer(table, prefix, "max_output_tokens", 2048, 1, 128_000),
+        effort=effort,
+    )
+
+
+def _model(read: _Reader, model_id: str, table: Mapping[str, Any]) -> Model:
+    prefix = f"models.{model_id}."
+    read.known(table, prefix, _MODEL)
+    provider = read.string(table, prefix, "provider")
+    if provider not in PROVIDERS:
+        raise read.fail(f"{prefix}provider", f"must be one of {', '.join(PROVIDERS)}, not {provider!r}")
+    thinking = table.get("thinking", "none")
+    if thinking not in ("none", "optional", "default", "always"):
+        raise read.fail(f"{prefix}thinking", f"must be none, optional, default or always, not {thinking!r}")
+    efforts = table.get("efforts", [])
+    if not isinstance(efforts, list) or not all(effort in _EFFORTS for effort in efforts):
+        raise read.fail(f"{prefix}efforts", f"must be a list out of {', '.join(_EFFORTS)}")
+    bytes_per_token = table.get("bytes_per_token", 4.0)
+    if not isinstance(bytes_per_token, int | float) or not 0.5 <= bytes_per_token <= 20:
+        raise read.fail(f"{prefix}bytes_per_token", "must be a number from 0.5 to 20")
+    for key in ("json_schema", "vision"):
+        if not isinstance(table.get(key, True), bool):
+            raise read.fail(f"{prefix}{key}", "must be true or false")
+    return Model(
+        id=model_id,
+        provider=provider,
+        services={"anthropic": ("interactive", "batch"), "openai": ("interactive", "flex", "batch")}.get(
+            provider, ("local",)
+        ),
+        context_tokens=read.integer(table, prefix, "context_tokens", 8192, 128, 10_000_000),
+        max_output_tokens=read.integer(table, prefix, "max_output_tokens", 2048, 1, 1_000_000),
+        thinking=thinking,
+        efforts=tuple(efforts),
+        temperature=provider == "local",
+        json_schema=table.get("json_schema", True),
+        vision=table.get("vision", False),
+        bytes_per_token=float(bytes_per_token),
+        min_cacheable_tokens=1 if provider == "local" else 1024,
+    )
+
+
+def _override(
+    read: _Reader, model_id: str, table: Mapping[str, Any], models: Mapping[str, Model]
+) -> PriceOverride:
+    prefix = f"prices.{model_id}."
+    if model_id not in models:
+        raise read.fail(f"prices.{model_id}", _unknown_model(model_id, models))
+    read.known(table, prefix, _PRICE)
+    full = read.price(table, prefix, "input")
+    return PriceOverride(
+        input=full,
+        output=read.price(table, prefix, "output"),
+        cache_read=read.price(table, prefix, "cache_read", full),
+        cache_write=read.price(table, prefix, "cache_write", full),
+    )

@@ -1,0 +1,149 @@
+"""Job + what the fleet can do now -> ordered candidates, each with its reason. First version: the policy file's chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from policies.catalog import Model
+from policies.policyfile import Plan, Policy
+from policies.pricing import PriceBook, estimate_tokens
+from waybill.contract import Candidate, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What routing reads of a job.
+
+    Attributes:
+        intent: The producer's tag.
+        payload_bytes: UTF-8 bytes of the prompt texts.
+        model: Pinned model or None.
+        local_only: The text must not leave the local lane.
+        needs: `json_schema` and `labels`, where the answer must have a form.
+        max_output_tokens: As the job asks, or None.
+        slack_s: Seconds to the deadline, or None.
+    """
+
+    intent: str
+    payload_bytes: int
+    model: str | None = None
+    local_only: bool = False
+    needs: tuple[str, ...] = ()
+    max_output_tokens: int | None = None
+    slack_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the fleet can do now.
+
+    Attributes:
+        off: Providers that are off, with the reason ("no ANTHROPIC_API_KEY").
+        now: Time of the decision: prices depend on it.
+    """
+
+    off: Mapping[str, str]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the job goes: candidates in order (at least one), why, and what was passed over."""
+
+    candidates: tuple[Candidate, ...]
+    reason: str
+    passed_over: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """Nothing can do the job: a stable code and a line for the submitter."""
+
+    code: str
+    reason: str
+
+
+def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBook) -> Route | NoRoute:
+    """Choose the candidates of a job.
+
+    A pinned model is the only candidate. A local-only job sees local models only: a pin that is not local is refused,
+    never overruled. Otherwise the intent's chain, minus what cannot do the job, in order.
+    """
+    plan = policy.plans.get(request.intent)
+    if plan is None and request.model is None:
+        return NoRoute(
+            "unknown_intent",
+            f"intent {request.intent!r} has no plan in policy {policy.version}; known: {', '.join(policy.intents())}",
+        )
+    chain, reason = _chain(request, policy, plan)
+    if request.model is not None and request.model not in policy.models:
+        return NoRoute(
+            "unknown_model", f"model {request.model!r} is not in the catalogue; known: {', '.join(sorted(policy.models))}"
+        )
+
+    candidates: list[Candidate] = []
+    passed_over: dict[str, str] = {}
+    for model_id in chain:
+        model = policy.models[model_id]
+        obstacle = _obstacle(request, model, plan, snapshot)
+        if obstacle is not None:
+            passed_over[model_id] = obstacle
+            continue
+        candidates.append(_candidate(request, model, plan, snapshot, prices, first=not candidates, reason=reason))
+    if not candidates:
+        why = "; ".join(f"{model}: {obstacle}" for model, obstacle in passed_over.items()) or "no local model is known"
+        return NoRoute("no_route", f"no model can take this job ({why})")
+    return Route(tuple(candidates), reason, passed_over)
+
+
+def _chain(request: Request, policy: Policy, plan: Plan | None) -> tuple[tuple[str, ...], str]:
+    if request.model is not None:
+        return (request.model,), "the job pins this model"
+    assert plan is not None  # route() has checked it
+    if request.local_only:
+        local = tuple(m for m in plan.chain if policy.models[m].provider == "local")
+        others = tuple(m for m, model in policy.models.items() if model.provider == "local" and m not in local)
+        return local + others, "the job must stay on local models"
+    return plan.chain, plan.reason
+
+
+def output_limit(request: Request, model: Model, plan: Plan | None) -> int:
+    """Upper bound of the answer's tokens: the job's wish, else the plan's, never above the model's."""
+    return min(request.max_output_tokens or (plan.max_output_tokens if plan else 2048), model.max_output_tokens)
+
+
+def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snapshot) -> str | None:
+    """Why this model cannot take the job; None when it can."""
+    if request.local_only and model.provider != "local":
+        return "the job must stay on local models"
+    if model.provider in snapshot.off:
+        return snapshot.off[model.provider]
+    if "json_schema" in request.needs and not model.json_schema:
+        return "cannot hold its answer to a schema"
+    tokens = estimate_tokens(request.payload_bytes, model.bytes_per_token)
+    # 35 % is the spread of the estimate (bytes per token differ by text): only what surely does not fit is passed over.
+    if tokens * 0.65 + min(output_limit(request, model, plan), 256) > model.context_tokens:
+        return f"about {tokens} prompt tokens do not fit its context of {model.context_tokens}"
+    return None
+
+
+def _candidate(
+    request: Request, model: Model, plan: Plan | None, snapshot: Snapshot, prices: PriceBook, *, first: bool, reason: str
+) -> Candidate:
+    service = "local" if model.provider == "local" else "interactive"
+    usage = Usage(
+        input_tokens=estimate_tokens(request.payload_bytes, model.bytes_per_token),
+        output_tokens=output_limit(request, model, plan),
+    )
+    estimate = prices.cost(model.id, service, usage, snapshot.now)
+    return Candidate(
+        provider=model.provider,
+        model=model.id,
+        service=service,
+        reason=reason if first else f"next in the chain of {request.intent}",
+        # An unpriced model is booked at the most an unknown call could be thought of: nothing is known, so 0 would lie;
+        # the attempt itself says `unpriced`. The estimate only serves attempts whose worker was lost.
+        **({} if estimate is None else {"estimate_usd": estimate}),
+    )

@@ -1,0 +1,1 @@
+"""Waybill's own programs that enqueue jobs. The client library for other services is `waybill.Client`."""

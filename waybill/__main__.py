@@ -1,0 +1,5 @@
+"""`python -m waybill` = `waybill`."""
+
+from waybill.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""The `waybill` command. A verb's code is loaded when it is called, so that `waybill --help` and errors are quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from waybill.errors import ConfigError, WaybillError
+
+# verb -> (module, attribute, one line for --help)
+_VERBS = {
+    "demo": ("waybill.cli.demo", "demo", "Run everything once on sample documents and show what it cost."),
+    "up": ("waybill.cli.up", "up", "Run all processes of the fleet on this machine."),
+    "run": ("waybill.cli.run", "run", "Carry a folder or table of documents through the fleet."),
+    "why": ("waybill.cli.why", "why", "Tell the whole story of a job from the ledger."),
+    "worker": ("waybill.cli.processes", "worker", "Run one worker process for the given queues."),
+    "dispatcher": ("waybill.cli.processes", "dispatcher", "Run one dispatcher process."),
+    "control": ("waybill.cli.processes", "control", "Run the fleet's housekeeping."),
+    "flower": ("waybill.cli.processes", "flower", "Run Flower, closed and read-only."),
+    "sandbox": ("sandbox.command", "sandbox", "Run a model provider on loopback that needs no keys."),
+    "db": ("waybill.cli.db", "db", "Look after the ledger's schema."),
+    "policy": ("waybill.cli.policy", "policy", "Check and measure routing policies."),
+}
+_NEEDS_CHECKOUT = ("workers", "producers", "policies", "sandbox", "migrations")
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module, attribute, _ = _VERBS[cmd_name]
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as exc:
+            if exc.name and exc.name.partition(".")[0] in _NEEDS_CHECKOUT:
+                raise click.ClickException(
+                    f"`waybill {cmd_name}` runs a part of the fleet, which is not in the installed library;"
+                    " run it from a checkout or the image"
+                ) from None
+            raise
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in _VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="waybill")
+def cli() -> None:
+    """Carries LLM jobs the cheapest way that meets a quality and a deadline, and writes down what each cost."""
+
+
+def main() -> None:
+    """Entry point: our own errors are one line on stderr and exit code 1; everything else is a bug and shows itself."""
+    try:
+        cli()
+    except (ConfigError, WaybillError) as exc:
+        click.echo(f"waybill: {exc}", err=True)
+        sys.exit(1)

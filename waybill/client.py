@@ -1,0 +1,574 @@
+"""What a backend service calls: submit jobs, wait for results, stream answers, cancel. Sync and async.
+
+`AsyncClient` is the implementation; `Client` runs it on one event loop in a thread of its own. A job is accepted once
+`submit` returns: its row is committed in Postgres, and ringing the dispatcher is only a hint that the fleet's reconciler
+repeats when it gets lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from waybill.contract import FINAL_STATES, Job, JobState, Result, Usage, lane_name, new_job_id
+from waybill.errors import (
+    BrokerUnavailable,
+    IdempotencyConflict,
+    InvalidJob,
+    JobCancelled,
+    JobDead,
+    JobError,
+    JobFailed,
+    ResultTimeout,
+    StreamBroken,
+)
+from waybill.names import done_channel
+from waybill.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+    from sqlalchemy.engine import RowMapping
+
+    from waybill.broker import Broker
+    from waybill.ledger.engine import Ledger
+
+T = TypeVar("T")
+
+_INSERT_CHUNK = 500
+_POLL_S = 2.0
+"""How often a waiting call looks at the ledger although no notice came (a notice can be lost)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A job in a final state: either `result` or `error` is set.
+
+    Attributes:
+        job_id: The job.
+        seq: Its position in its run, None outside a run.
+        lane: Lane of the last attempt, None when no call was made.
+        attempts: Calls made.
+        usd: What they cost together; None when one has no known price.
+    """
+
+    job_id: str
+    seq: int | None
+    state: JobState
+    result: Result | None
+    error: JobError | None
+    lane: str | None
+    attempts: int
+    usd: Any
+
+
+class AsyncClient:
+    """The client for asyncio programs. Use it as a context manager, or call `close`."""
+
+    def __init__(self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default") -> None:
+        """Connects when first used.
+
+        Args:
+            database_url: The ledger, postgresql+psycopg://user:password@host/database.
+            redis_url: redis://:password@host:port/db.
+            broker_url: Celery's broker where it is not Redis.
+            tenant: Whose jobs these are, where a job does not say.
+        """
+        self._database_url, self._redis_url = database_url, redis_url
+        self._broker_url = broker_url or redis_url
+        self._tenant = tenant
+        self._ledger_: Ledger | None = None
+        self._redis_: Redis | None = None
+        self._broker_: Broker | None = None
+        self._max_payload_bytes = Settings.model_fields["max_payload_bytes"].default
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, tenant: str = "default") -> Self:
+        """A client for the services that WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL name."""
+        settings = Settings.from_env(environ)
+        client = cls(
+            settings.require_database_url(),
+            settings.require_redis_url(),
+            broker_url=settings.require_broker_url(),
+            tenant=tenant,
+        )
+        client._max_payload_bytes = settings.max_payload_bytes
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give back the connections."""
+        if self._ledger_ is not None:
+            await self._ledger_.close()
+        if self._redis_ is not None:
+            await self._redis_.aclose()
+        if self._broker_ is not None:
+            await asyncio.to_thread(self._broker_.close)
+        self._ledger_ = self._redis_ = self._broker_ = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The connection pool to the ledger (for our own programs; not part of the public interface)."""
+        if self._ledger_ is None:
+            from waybill.ledger.engine import Ledger
+
+            self._ledger_ = Ledger(self._database_url)
+        return self._ledger_
+
+    @property
+    def _redis(self) -> Redis:
+        if self._redis_ is None:
+            from redis.asyncio import Redis
+
+            self._redis_ = Redis.from_url(self._redis_url, socket_connect_timeout=5, health_check_interval=10)
+        return self._redis_
+
+    @property
+    def _broker(self) -> Broker:
+        if self._broker_ is None:
+            from waybill.broker import Broker
+
+            self._broker_ = Broker(self._broker_url)
+        return self._broker_
+
+    # --- submit -------------------------------------------------------------------------------------------------------
+
+    async def submit(self, job: Job | None = None, /, **fields: Any) -> str:
+        """Accept one job; give a `Job` or its fields.
+
+        Returns:
+            The job's id. With an idempotency key that was used before for the same request: the earlier job's id.
+
+        Raises:
+            InvalidJob: A field is wrong; nothing was accepted.
+            IdempotencyConflict: The key belongs to another request.
+            LedgerUnavailable: Postgres does not answer; submit again (with an idempotency key nothing runs twice).
+        """
+        return (await self.submit_many([job if job is not None else self.make_job(**fields)]))[0]
+
+    def make_job(self, **fields: Any) -> Job:
+        """A checked Job of this client's tenant.
+
+        Raises:
+            InvalidJob: With the field's name and what is wrong with it.
+        """
+        fields.setdefault("tenant", self._tenant)
+        try:
+            return Job(**fields)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InvalidJob(f"{where}: {problem}" if where else problem) from None
+
+    async def submit_many(
+        self, jobs: Sequence[Job], *, run_id: str | None = None, seqs: Sequence[int] | None = None
+    ) -> list[str]:
+        """Accept many jobs; all ids in the order given.
+
+        Args:
+            jobs: Any number; they are stored 500 at a time, each such part entirely or not at all.
+            run_id: The run they belong to, None outside a run.
+            seqs: Their positions in the run.
+
+        Raises:
+            InvalidJob, IdempotencyConflict, LedgerUnavailable: As `submit`; parts before the failing one are accepted.
+        """
+        ids: list[str] = []
+        for start in range(0, len(jobs), _INSERT_CHUNK):
+            part = jobs[start : start + _INSERT_CHUNK]
+            part_seqs = None if seqs is None else seqs[start : start + _INSERT_CHUNK]
+            ids += await self._submit_part(part, run_id, part_seqs)
+        return ids
+
+    async def _submit_part(self, jobs: Sequence[Job], run_id: str | None, seqs: Sequence[int] | None) -> list[str]:
+        from waybill.ledger import queries
+
+        now_ms = time.time_ns() // 1_000_000
+        ids = [new_job_id(now_ms, os.urandom(10)) for _ in jobs]
+        payloads = [self._checked_payload(job) for job in jobs]
+        hashes = [hashlib.sha256(payload.encode()).hexdigest() for payload in payloads]
+        inserted = await self.ledger.fetch(
+            queries.INSERT_JOBS,
+            {
+                "ids": ids,
+                "run_ids": [run_id] * len(jobs),
+                "seqs": [None] * len(jobs) if seqs is None else list(seqs),
+                "tenants": [job.tenant for job in jobs],
+                "intents": [job.intent for job in jobs],
+                "priorities": [job.priority.value for job in jobs],
+                "keys": [job.idempotency_key for job in jobs],
+                "hashes": hashes,
+                "bytes": [prompt_bytes(job) for job in jobs],
+                "max_outputs": [job.max_output_tokens for job in jobs],
+                "models": [job.model for job in jobs],
+                "local_onlys": [job.local_only for job in jobs],
+                "needs": [",".join(_needs(job)) for job in jobs],
+                "streams": [job.stream for job in jobs],
+                "deadlines": [job.deadline_s for job in jobs],
+                "payloads": payloads,
+            },
+        )
+        new = {row["id"] for row in inserted}
+        await self._ring([job_id for job_id in ids if job_id in new])
+        if len(new) < len(ids):
+            await self._adopt_earlier(jobs, ids, hashes, new)
+        return ids
+
+    def _checked_payload(self, job: Job) -> str:
+        size = prompt_bytes(job)
+        if size > self._max_payload_bytes:
+            raise InvalidJob(
+                f"prompt: {size:,} bytes are more than the limit of {self._max_payload_bytes:,}"
+                " (WAYBILL_MAX_PAYLOAD_BYTES); split the document"
+            )
+        return job.payload()
+
+    async def _adopt_earlier(self, jobs: Sequence[Job], ids: list[str], hashes: list[str], new: set[str]) -> None:
+        """Replace the ids of jobs that were there before by the earlier ids."""
+        from waybill.ledger import queries
+
+        again = [i for i, job_id in enumerate(ids) if job_id not in new]
+        rows = await self.ledger.fetch(
+            queries.JOBS_BY_KEY,
+            {"tenants": [jobs[i].tenant for i in again], "keys": [jobs[i].idempotency_key for i in again]},
+        )
+        earlier = {(row["tenant"], row["idempotency_key"]): row for row in rows}
+        for i in again:
+            row = earlier.get((jobs[i].tenant, str(jobs[i].idempotency_key)))
+            if row is None:
+                raise InvalidJob(f"job {i} of this call takes a position that its run has already filled")
+            if row["request_hash"] != hashes[i]:
+                raise IdempotencyConflict(
+                    f"idempotency_key {jobs[i].idempotency_key!r} was used before for another request (job {row['id']})"
+                )
+            ids[i] = row["id"]
+
+    async def _ring(self, job_ids: Sequence[str]) -> None:
+        from waybill.broker import dispatch_doorbells
+
+        if not job_ids:
+            return
+        try:
+            await asyncio.to_thread(self._broker.ring, dispatch_doorbells(job_ids))
+        except BrokerUnavailable:
+            return  # The jobs are accepted all the same: the row is the outbox and the reconciler rings again.
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    async def result(self, job_id: str, timeout_s: float | None = None) -> Result:
+        """Wait for a job's answer.
+
+        Args:
+            job_id: As `submit` returned it.
+            timeout_s: None waits for ever.
+
+        Raises:
+            JobFailed, JobDead, JobCancelled: It ended without an answer.
+            ResultTimeout: It is still going on.
+            LookupError: No such job.
+        """
+        outcome = await self._wait(job_id, timeout_s)
+        if outcome.result is None:
+            assert outcome.error is not None
+            raise outcome.error
+        return outcome.result
+
+    async def results(self, job_ids: Iterable[str], timeout_s: float | None = None) -> AsyncIterator[Outcome]:
+        """Yield the outcomes of many jobs as they come, each once.
+
+        Raises:
+            ResultTimeout: Not all came in time.
+        """
+        open_ids = dict.fromkeys(job_ids)
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = 0.02
+        while open_ids:
+            found = 0
+            for part in _parts(list(open_ids), 1000):
+                for outcome in await self.outcomes(part):
+                    open_ids.pop(outcome.job_id, None)
+                    found += 1
+                    yield outcome
+            if not open_ids:
+                return
+            if end is not None and time.monotonic() >= end:
+                raise ResultTimeout(next(iter(open_ids)), timeout_s or 0.0)
+            pause_s = 0.05 if found else min(0.5, pause_s * 1.5)
+            await asyncio.sleep(pause_s)
+
+    async def outcomes(self, job_ids: Sequence[str], *, with_payload: bool = True) -> list[Outcome]:
+        """Those of the jobs that are final, without waiting."""
+        from waybill.ledger import queries
+
+        rows = await self.ledger.fetch(queries.OUTCOMES, {"ids": list(job_ids), "with_payload": with_payload})
+        return [_outcome(row) for row in rows]
+
+    async def _wait(self, job_id: str, timeout_s: float | None) -> Outcome:
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        outcome = await self._final(job_id)
+        if outcome is not None:
+            return outcome
+        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            listening = await _quietly(pubsub.subscribe(done_channel(job_id)))
+            while True:
+                outcome = await self._final(job_id)
+                if outcome is not None:
+                    return outcome
+                left = _POLL_S if end is None else min(_POLL_S, end - time.monotonic())
+                if left <= 0:
+                    raise ResultTimeout(job_id, timeout_s or 0.0)
+                if not (listening and await _quietly(pubsub.get_message(timeout=left))):
+                    await asyncio.sleep(0 if listening else min(left, 0.2))
+        finally:
+            await _quietly(pubsub.aclose())  # type: ignore[no-untyped-call]
+
+    async def _final(self, job_id: str) -> Outcome | None:
+        from waybill.ledger import queries
+
+        found = await self.outcomes([job_id])
+        if found:
+            return found[0]
+        if not await self.ledger.fetch(queries.JOB_STATES, {"ids": [job_id]}):
+            raise LookupError(f"no job {job_id} in this ledger")
+        return None
+
+    async def stream(self, job: Job | None = None, /, **fields: Any) -> AsyncIterator[str]:
+        """Submit a job and yield its answer piece by piece, as the model makes it.
+
+        When the iterator ends, the whole answer was delivered and is in the ledger.
+
+        Raises:
+            JobFailed, JobDead, JobCancelled: It ended without an answer.
+            StreamBroken: Pieces came, then the model failed; what was yielded is not the answer.
+        """
+        from waybill.streaming import read_deltas
+
+        job = job if job is not None else self.make_job(**fields)
+        job_id = await self.submit(job.model_copy(update={"stream": True}))
+        shown: list[str] = []
+        async for delta in read_deltas(self._redis, job_id):
+            if delta is None:
+                if await self._final(job_id) is not None:
+                    break  # The end entry was lost with Redis; the ledger knows.
+                continue
+            shown.append(delta)
+            yield delta
+        outcome = await self._wait(job_id, timeout_s=30)
+        if outcome.result is None:
+            assert outcome.error is not None
+            if shown:
+                raise StreamBroken(str(outcome.error)) from outcome.error
+            raise outcome.error
+        text, seen = outcome.result.text, "".join(shown)
+        if text != seen:
+            if not text.startswith(seen):
+                raise StreamBroken(f"job {job_id}: the pieces differ from the answer in the ledger; read it with result()")
+            yield text[len(seen) :]
+
+    async def cancel(self, *job_ids: str) -> dict[str, JobState]:
+        """Stop jobs: those without a call under way at once, the others within a heartbeat of their worker.
+
+        Returns:
+            The states of those that were not final yet; `running` means the call is being stopped.
+        """
+        from waybill.ledger import queries
+
+        rows = await self.ledger.fetch(queries.CANCEL, {"ids": list(job_ids)})
+        return {row["id"]: JobState(row["state"]) for row in rows}
+
+    async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Where the jobs are now; unknown ids are left out."""
+        from waybill.ledger import queries
+
+        rows = await self.ledger.fetch(queries.JOB_STATES, {"ids": list(job_ids)})
+        return {row["id"]: JobState(row["state"]) for row in rows}
+
+
+class Client:
+    """The client for programs without an event loop. Thread-safe. Use it as a context manager, or call `close`."""
+
+    def __init__(self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default") -> None:
+        """As `AsyncClient`."""
+        self._start(AsyncClient(database_url, redis_url, broker_url=broker_url, tenant=tenant))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, tenant: str = "default") -> Self:
+        """A client for the services that WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL name."""
+        client = cls.__new__(cls)
+        client._start(AsyncClient.from_env(environ, tenant=tenant))
+        return client
+
+    def _start(self, implementation: AsyncClient) -> None:
+        self._async = implementation
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="waybill-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back connections and the thread. Calling it twice is fine."""
+        if self._loop.is_closed():
+            return
+        self._run(self._async.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> tuple[T] | None:
+            try:
+                return (await anext(source),)
+            except StopAsyncIteration:
+                return None
+
+        try:
+            while (item := self._run(following())) is not None:
+                yield item[0]
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None and not self._loop.is_closed():
+                self._run(close())
+
+    def make_job(self, **fields: Any) -> Job:
+        """As `AsyncClient.make_job`."""
+        return self._async.make_job(**fields)
+
+    def submit(self, job: Job | None = None, /, **fields: Any) -> str:
+        """As `AsyncClient.submit`."""
+        return self._run(self._async.submit(job, **fields))
+
+    def submit_many(
+        self, jobs: Sequence[Job], *, run_id: str | None = None, seqs: Sequence[int] | None = None
+    ) -> list[str]:
+        """As `AsyncClient.submit_many`."""
+        return self._run(self._async.submit_many(jobs, run_id=run_id, seqs=seqs))
+
+    def result(self, job_id: str, timeout_s: float | None = None) -> Result:
+        """As `AsyncClient.result`."""
+        return self._run(self._async.result(job_id, timeout_s))
+
+    def results(self, job_ids: Iterable[str], timeout_s: float | None = None) -> Iterator[Outcome]:
+        """As `AsyncClient.results`."""
+        return self._iterate(self._async.results(job_ids, timeout_s))
+
+    def stream(self, job: Job | None = None, /, **fields: Any) -> Iterator[str]:
+        """As `AsyncClient.stream`."""
+        return self._iterate(self._async.stream(job, **fields))
+
+    def cancel(self, *job_ids: str) -> dict[str, JobState]:
+        """As `AsyncClient.cancel`."""
+        return self._run(self._async.cancel(*job_ids))
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """As `AsyncClient.states`."""
+        return self._run(self._async.states(job_ids))
+
+
+def prompt_bytes(job: Job) -> int:
+    """UTF-8 bytes of all prompt texts of a job."""
+    texts = [job.prompt, job.system or "", *(message.content for message in job.messages)]
+    return sum(len(text.encode()) for text in texts)
+
+
+def _needs(job: Job) -> list[str]:
+    return ["json_schema"] * (job.json_schema is not None) + ["labels"] * bool(job.labels)
+
+
+def _parts(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+async def _quietly(work: Coroutine[Any, Any, Any]) -> bool:
+    """Await something that Redis may fail at; whether it went well. The ledger is asked either way."""
+    from redis.exceptions import RedisError
+
+    try:
+        await work
+    except (RedisError, OSError):
+        return False
+    return True
+
+
+_ERRORS: dict[JobState, type[JobError]] = {JobState.DEAD: JobDead, JobState.CANCELLED: JobCancelled}
+
+
+def _outcome(row: RowMapping) -> Outcome:
+    state = JobState(row["state"])
+    assert state in FINAL_STATES
+    usd = None if row["unpriced"] else (row["usd"] if row["usd"] is not None else 0)
+    result, error = None, None
+    if state is JobState.SUCCEEDED:
+        result = _result(row, usd)
+    else:
+        error = _ERRORS.get(state, JobFailed)(row["id"], row["error_code"] or state.value, row["error"] or state.value)
+    return Outcome(
+        job_id=row["id"],
+        seq=row["seq"],
+        state=state,
+        result=result,
+        error=error,
+        lane=row["last_lane"],
+        attempts=row["calls"],
+        usd=usd,
+    )
+
+
+def _result(row: RowMapping, usd: Any) -> Result:
+    body = json.loads(row["body"])
+    payload = json.loads(row["payload"]) if row["payload"] else {}
+    finished_at: datetime = row["finished_at"]
+    return Result(
+        job_id=row["id"],
+        text=body["text"],
+        data=body["data"],
+        model=row["served_model"],
+        lane=lane_name(row["provider"], row["model"], row["service"]),
+        reason=row["reason"],
+        attempts=row["calls"],
+        usd=usd,
+        usage=Usage(
+            input_tokens=row["input_tokens"] or 0,
+            output_tokens=row["output_tokens"] or 0,
+            cache_read_tokens=row["cache_read_tokens"] or 0,
+            cache_write_tokens=row["cache_write_tokens"] or 0,
+            cache_write_1h_tokens=row["cache_write_1h_tokens"] or 0,
+            thinking_tokens=row["thinking_tokens"] or 0,
+        ),
+        finished_at=finished_at,
+        metadata=payload.get("metadata", {}),
+    )

@@ -1,0 +1,229 @@
+"""The tables, typed. The schema is made by migrations/; a test compares both. Statements live in queries.py.
+
+Text that comes from outside (requests, answers, provider errors) is kept as ASCII JSON in `text` columns: NUL and any
+Unicode come back unchanged, which neither `jsonb` nor plain `text` can promise.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Numeric,
+    SmallInteger,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from waybill.contract import AttemptState, CostSource, JobState, Priority
+
+_Money = Numeric(20, 12)
+"""USD. The smallest price on offer (0.005 USD per million tokens, batch cache reads) needs nine decimals a token."""
+_When = DateTime(timezone=True)
+
+
+def _one_of(column: str, values: type[JobState | AttemptState | CostSource | Priority]) -> str:
+    return f"{column} in ({', '.join(repr(str(v.value)) for v in values)})"
+
+
+class Base(DeclarativeBase):
+    """Metadata of all tables."""
+
+
+class Run(Base):
+    """Many jobs that were handed over together."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        Index("runs_fingerprint", "tenant", "fingerprint", unique=True),
+        CheckConstraint("state in ('open', 'paused', 'cancelled')", name="runs_state"),
+    )
+
+    id: Mapped[str] = mapped_column(UUID(as_uuid=False), primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[str] = mapped_column(Text)
+    """Hash of what makes two runs the same work; submitting it again goes on with this run."""
+    state: Mapped[str] = mapped_column(Text, server_default="open")
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class JobRow(Base):
+    """A job's way through the fleet. Small and often updated; what was asked is in `payloads`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", JobState), name="jobs_state"),
+        CheckConstraint(_one_of("priority", Priority), name="jobs_priority"),
+        CheckConstraint(
+            "(state in ('succeeded', 'failed', 'cancelled', 'dead')) = (finished_at is not null)",
+            name="jobs_final_has_time",
+        ),
+        CheckConstraint(
+            "(state = 'running') = (lease_token is not null and lease_until is not null)", name="jobs_running_has_lease"
+        ),
+        CheckConstraint("state <> 'parked' or not_before is not null", name="jobs_parked_has_time"),
+        CheckConstraint("state in ('queued', 'failed', 'cancelled') or route is not null", name="jobs_has_route"),
+        CheckConstraint("attempt >= 0 and used >= 0 and losses >= 0", name="jobs_counts"),
+        Index(
+            "jobs_idempotency",
+            "tenant",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key is not null"),
+        ),
+        Index("jobs_run_seq", "run_id", "seq", unique=True, postgresql_where=text("run_id is not null")),
+        Index("jobs_waiting", "state", "published_at", postgresql_where=text("state in ('queued', 'routed')")),
+        Index("jobs_leases", "lease_until", postgresql_where=text("state = 'running'")),
+        Index("jobs_parked", "not_before", postgresql_where=text("state = 'parked'")),
+        Index("jobs_finished", "finished_at", postgresql_where=text("finished_at is not null")),
+    )
+
+    id: Mapped[str] = mapped_column(UUID(as_uuid=False), primary_key=True)
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    seq: Mapped[int | None]
+    """Position in the run's input, from 0."""
+    tenant: Mapped[str] = mapped_column(Text)
+    intent: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text, server_default="queued")
+    priority: Mapped[str] = mapped_column(Text)
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
+    request_hash: Mapped[str] = mapped_column(Text)
+    """SHA-256 of the payload: the same key with another hash is a conflict."""
+    payload_bytes: Mapped[int]
+    """Size of the prompt texts in UTF-8: what token estimates start from."""
+    max_output_tokens: Mapped[int | None]
+    model: Mapped[str | None] = mapped_column(Text)
+    """Pinned model."""
+    local_only: Mapped[bool] = mapped_column(server_default=text("false"))
+    needs: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """Capabilities a model must have: `json_schema`, `labels`."""
+    stream: Mapped[bool] = mapped_column(server_default=text("false"))
+    deadline_at: Mapped[datetime | None] = mapped_column(_When)
+
+    route: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    """Candidates in order (contract.Candidate.as_json); set when dispatched."""
+    route_index: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """The candidate whose turn it is."""
+    provider: Mapped[str | None] = mapped_column(Text)
+    """Of the current candidate: only this provider's workers can claim the job."""
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """Attempts started so far; counted at claim."""
+    used: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """Attempts that count against the budget: snoozed and handed-back ones do not."""
+    losses: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """Times a worker was lost while it ran the job."""
+    lease_token: Mapped[int | None] = mapped_column(BigInteger)
+    """Fencing token: only its holder may settle the job."""
+    lease_owner: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None] = mapped_column(_When)
+    not_before: Mapped[datetime | None] = mapped_column(_When)
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+
+    submitted_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    published_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    """When a doorbell was last rung for it; the reconciler rings again when this is long ago."""
+    finished_at: Mapped[datetime | None] = mapped_column(_When)
+
+
+class Payload(Base):
+    """What was asked, as ASCII JSON of contract.Job. Apart from `jobs`, so that updates stay small and text can be purged."""
+
+    __tablename__ = "payloads"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    body: Mapped[str] = mapped_column(Text)
+
+
+class AttemptRow(Base):
+    """One call to one model and what it cost. Written when claimed, so that no paid call is ever unknown."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", AttemptState), name="attempts_state"),
+        CheckConstraint(
+            f"cost_source is null or {_one_of('cost_source', CostSource)}", name="attempts_cost_source_known"
+        ),
+        CheckConstraint("cost_usd is null or (cost_usd >= 0 and cost_usd <> 'NaN')", name="attempts_cost"),
+        CheckConstraint("(state = 'started') = (ended_at is null)", name="attempts_ended"),
+        CheckConstraint(
+            "state = 'started' or cost_source = 'unpriced' or cost_usd is not null", name="attempts_priced"
+        ),
+        CheckConstraint(
+            "input_tokens >= 0 and output_tokens >= 0 and cache_read_tokens >= 0 and cache_write_tokens >= 0"
+            " and cache_write_1h_tokens >= 0 and thinking_tokens >= 0",
+            name="attempts_tokens",
+        ),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    provider: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    service: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    """Why this lane, in words."""
+    state: Mapped[str] = mapped_column(Text, server_default="started")
+    worker: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+    first_token_s: Mapped[float | None]
+    served_model: Mapped[str | None] = mapped_column(Text)
+    request_id: Mapped[str | None] = mapped_column(Text)
+    stop: Mapped[str | None] = mapped_column(Text)
+    input_tokens: Mapped[int | None]
+    output_tokens: Mapped[int | None]
+    cache_read_tokens: Mapped[int | None]
+    cache_write_tokens: Mapped[int | None]
+    cache_write_1h_tokens: Mapped[int | None]
+    thinking_tokens: Mapped[int | None]
+    cost_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    cost_source: Mapped[str | None] = mapped_column(Text)
+    flagship_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """The same tokens at the flagship's price, for the answer that became the result; else None."""
+    estimate_usd: Mapped[Decimal] = mapped_column(_Money)
+    """What it is booked at while nobody knows what was billed."""
+    price_version: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class Decision(Base):
+    """Why a job went where it went: one row per routing and per settlement."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (Index("decisions_job", "job_id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int | None] = mapped_column(SmallInteger)
+    """The attempt it followed; None for routing."""
+    outcome: Mapped[str] = mapped_column(Text)
+    """`route`, `no_route`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`."""
+    reason: Mapped[str] = mapped_column(Text)
+    detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    policy_version: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class ResultRow(Base):
+    """The answer. One per job, whatever happens."""
+
+    __tablename__ = "results"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    body: Mapped[str] = mapped_column(Text)
+    """ASCII JSON {"text": ..., "data": ...}."""

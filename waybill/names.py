@@ -1,0 +1,49 @@
+"""Names that leave the process: tasks, queues, Redis keys, environment variables.
+
+Renaming one of them is a migration: an old worker and a new one run side by side during a deploy.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DISPATCH_TASK: Final = "waybill.dispatch"
+EXECUTE_TASK: Final = "waybill.execute"
+
+DISPATCH_QUEUE: Final = "dispatch"
+PROVIDERS: Final = ("anthropic", "openai", "local")
+CLASSES: Final = ("hi", "lo")
+
+DISPATCH_CHUNK: Final = 100
+"""Job ids in one message to the dispatcher (reference figure: 34 us a job at 100 against 1,149 at 1)."""
+EXECUTE_CHUNK: Final = 10
+"""Job ids in one message to a provider queue: Celery costs about 0.6 ms a message, 60 us a job at 10."""
+
+
+def provider_queue(provider: str, klass: str) -> str:
+    """The queue of a provider for a class: `hi` waits for nobody, `lo` fills the rest."""
+    return f"{provider}.{klass}"
+
+
+def all_queues() -> tuple[str, ...]:
+    """Every queue that exists, the dispatcher's first. Nothing else is ever declared."""
+    return (DISPATCH_QUEUE, *(provider_queue(p, c) for p in PROVIDERS for c in CLASSES))
+
+
+REDIS_PREFIX: Final = "waybill:"
+
+
+def done_channel(job_id: str) -> str:
+    """Pub/sub channel that says a job reached a final state. A hint: the ledger is the truth."""
+    return f"{REDIS_PREFIX}done:{job_id}"
+
+
+def stream_key(job_id: str) -> str:
+    """Redis stream with the deltas of a streamed answer."""
+    return f"{REDIS_PREFIX}stream:{job_id}"
+
+
+EPOCH_KEY: Final = f"{REDIS_PREFIX}epoch"
+"""Random value set by control; when it is gone or changed, Redis was lost and doorbells are rung again."""
+
+ENV_PREFIX: Final = "WAYBILL_"

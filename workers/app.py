@@ -1,0 +1,60 @@
+"""The Celery app: composition root of a worker process. Two tasks, explicit queues, our asyncio pool."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+
+from celery import Celery
+
+from waybill.broker import celery_config
+from waybill.errors import ConfigError
+from waybill.names import DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queues
+from waybill.settings import Settings
+from workers.dispatch import dispatch
+from workers.execute import execute
+from workers.pool import AsyncPool, async_task
+from workers.runtime import Runtime, load_policy
+from workers.telemetry import configure, emit
+
+
+def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
+    """The app of a process that serves `queues`.
+
+    Raises:
+        ConfigError: A queue that does not exist, a policy that is wrong, a URL that is missing.
+    """
+    unknown = [queue for queue in queues if queue not in all_queues()]
+    if unknown or not queues:
+        raise ConfigError(f"no queue {', '.join(unknown) or '(none given)'}; there are: {', '.join(all_queues())}")
+    names = tuple(dict.fromkeys(queue.partition(".")[0] for queue in queues if queue != DISPATCH_QUEUE))
+    app = Celery("waybill", set_as_current=True)
+    app.conf.update(celery_config(settings.require_broker_url()))
+    runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
+    app.lifespan = runtime
+    async_task(app, DISPATCH_TASK, functools.partial(dispatch, runtime))
+    async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
+    return app
+
+
+def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurrency: int | None = None) -> int:
+    """Run a worker process until SIGTERM or SIGINT; returns its exit code."""
+    configure(settings.log_level)
+    settings.require_database_url()
+    app = make_app(settings, queues)
+    limit = concurrency or settings.concurrency
+    worker = app.Worker(
+        hostname=f"{name}@%h",
+        pool=AsyncPool,
+        concurrency=limit,
+        queues=",".join(queues),
+        loglevel=getattr(logging, settings.log_level),
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+        task_events=True,
+    )
+    emit("worker.ready", queues=",".join(queues), concurrency=limit)
+    worker.start()
+    return int(worker.exitcode or 0)

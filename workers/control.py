@@ -1,0 +1,176 @@
+"""The fleet's housekeeping: releases parked jobs, rescues jobs whose worker was lost, rings again what was not heard.
+
+Any number of these may run: every statement takes rows with `skip locked`, so two never do the same thing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from waybill.broker import dispatch_doorbells, execute_doorbells
+from waybill.errors import LedgerUnavailable
+from waybill.ledger import queries
+from waybill.ledger.engine import Ledger
+from waybill.names import EPOCH_KEY, PROVIDERS, CLASSES, provider_queue
+from waybill.settings import Settings
+from waybill.streaming import publish_end
+from workers.telemetry import configure, emit
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+RELEASE_EVERY_S = 0.1
+RESCUE_EVERY_S = 1.0
+RING_EVERY_S = 2.0
+MAX_LOSSES = 3
+"""A job that lost this many workers is put aside: it probably kills them."""
+SHORT_QUEUE = 3
+"""Messages: below this a queue cannot be why a job has been waiting, so its doorbell must have been lost."""
+LONG_UNHEARD_S = 10.0
+
+
+class Control:
+    """One process's housekeeping."""
+
+    def __init__(self, settings: Settings) -> None:
+        from redis.asyncio import Redis
+
+        from waybill.broker import Broker
+
+        self._ledger = Ledger(settings.require_database_url(), pool_size=2)
+        self._redis: Redis = Redis.from_url(
+            settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
+        )
+        self._broker = Broker(settings.require_broker_url())
+        self._broker_is_redis = settings.require_broker_url().startswith("redis")
+        self._epoch: bytes | None = None
+        self._away_since: float | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; a service that is away is waited for."""
+        due = {self.release: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
+        every = {self.release: RELEASE_EVERY_S, self.rescue: RESCUE_EVERY_S, self.ring_again: RING_EVERY_S}
+        while not stop.is_set():
+            now = time.monotonic()
+            for duty in due:
+                if due[duty] <= now:
+                    due[duty] = now + every[duty]
+                    await self._carefully(duty)
+            try:
+                await asyncio.wait_for(stop.wait(), RELEASE_EVERY_S)
+            except TimeoutError:
+                continue
+        await self._redis.aclose()
+        await self._ledger.close()
+        await asyncio.to_thread(self._broker.close)
+
+    async def _carefully(self, duty: Any) -> None:
+        from redis.exceptions import RedisError
+
+        from waybill.errors import BrokerUnavailable
+
+        try:
+            await duty()
+        except (LedgerUnavailable, BrokerUnavailable, RedisError, OSError) as exc:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                emit("service.away", service=type(exc).__name__, error=str(exc))
+            await asyncio.sleep(0.5)
+            return
+        if self._away_since is not None:
+            emit("service.back", service="all", seconds_s=time.monotonic() - self._away_since)
+            self._away_since = None
+
+    async def release(self) -> None:
+        """Parked jobs whose time has come go back to their queue."""
+        rows = await self._ledger.fetch(queries.RELEASE_DUE, {"limit": 500})
+        await self._ring_routed(rows)
+        await self._tell_final(rows)
+        if rows:
+            emit("jobs.released", jobs=len(rows))
+
+    async def rescue(self) -> None:
+        """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""
+        rows = await self._ledger.fetch(queries.RESCUE, {"limit": 500, "max_losses": MAX_LOSSES})
+        await self._ring_routed(rows)
+        await self._tell_final(rows)
+        if rows:
+            emit("jobs.rescued", jobs=len(rows), dead=sum(row["state"] == "dead" for row in rows))
+
+    async def ring_again(self) -> None:
+        """Doorbells that were lost: with Redis, with a producer that died before ringing, with a worker's prefetch."""
+        wiped = await self._redis_was_wiped()
+        short = await self._short_queues() if not wiped else _provider_queues()
+        rows = await self._ledger.fetch(
+            queries.STALE,
+            {
+                "queued_s": 0.5 if wiped else LONG_UNHEARD_S,
+                "routed_s": 0.5 if wiped else LONG_UNHEARD_S,
+                "short_queues": short,
+                "limit": 5000,
+            },
+        )
+        if not rows:
+            return
+        emit("doorbells.rerung", jobs=len(rows), cause="redis was wiped" if wiped else "not heard")
+        queued = [row["id"] for row in rows if row["state"] == "queued"]
+        await asyncio.to_thread(self._broker.ring, dispatch_doorbells(queued))
+        await self._ring_routed([row for row in rows if row["state"] == "routed"])
+
+    async def _redis_was_wiped(self) -> bool:
+        """Whether the epoch we knew is gone: then every message in Redis is gone with it."""
+        found = await self._redis.get(EPOCH_KEY)
+        if found is None:
+            await self._redis.set(EPOCH_KEY, secrets.token_hex(8), nx=True)
+            found = await self._redis.get(EPOCH_KEY)
+        wiped = self._epoch is not None and found != self._epoch
+        self._epoch = found
+        return wiped
+
+    async def _short_queues(self) -> list[str]:
+        if not self._broker_is_redis:
+            return _provider_queues()
+        names = _provider_queues()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.llen(name)
+            lengths = await pipe.execute()
+        return [name for name, length in zip(names, lengths, strict=True) if length < SHORT_QUEUE]
+
+    async def _ring_routed(self, rows: Sequence[Any]) -> None:
+        bells = execute_doorbells(
+            (row["id"], row["provider"], row["priority"], row["intent"], row["model"])
+            for row in rows
+            if row["state"] == "routed"
+        )
+        await asyncio.to_thread(self._broker.ring, bells)
+
+    async def _tell_final(self, rows: Sequence[Any]) -> None:
+        ids = [row["id"] for row in rows if row["state"] in ("dead", "cancelled")]
+        if ids:
+            await publish_end(self._redis, ids, ids)
+
+
+def _provider_queues() -> list[str]:
+    return [provider_queue(provider, klass) for provider in PROVIDERS for klass in CLASSES]
+
+
+def run_control(settings: Settings) -> int:
+    """Run housekeeping until SIGTERM or SIGINT; returns the exit code."""
+    configure(settings.log_level)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        emit("worker.ready", queues="-", concurrency=0)
+        await Control(settings).run(stop)
+
+    asyncio.run(main())
+    return 0

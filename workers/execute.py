@@ -1,0 +1,433 @@
+"""One attempt as a pipeline of named steps: claim -> prepare -> admit -> call -> price -> judge -> settle.
+
+The whole life of an attempt is in this file, and only `settle` changes anything: the decision it carries out is a value
+that a policy returned. The answer's cost and the decision are stored in one transaction, so a paid call is never lost
+between the two; a process that dies before it leaves the attempt `started`, which the reconciler books as `unknown`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, assert_never
+
+from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
+from policies.goodenough import Asked, Given, judge
+from policies.pricing import PRICE_VERSION
+from policies.routing import Request, output_limit
+from waybill.broker import execute_doorbells
+from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState, Message, Usage, lane_name
+from waybill.errors import Broken, ProviderError, Rejected, Throttled
+from waybill.ledger import queries
+from waybill.streaming import publish_delta, publish_end
+from workers.providers.base import Answer, Call
+from workers.runtime import Lease, Runtime
+from workers.telemetry import emit
+from workers.writer import Settlement, printable
+
+# Tiers as the providers name them -> our service. Unknown tiers have no price, so their attempts become `unpriced`.
+_SERVICE_OF_TIER = {"standard": "interactive", "default": "interactive", "auto": "interactive", "flex": "flex", "batch": "batch"}
+_ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What the steps know and find out about one call.
+
+    Attributes:
+        job_id, number, token: Which attempt, under which lease.
+        route, index: All candidates and whose turn it is.
+        job: The request.
+        history: What the fallback policy needs to know.
+        call: As it is sent; set by prepare.
+        answer, failure: What came back: one of them after `call`.
+        decision: Set by the first step that knows how it ends; later steps then do nothing.
+    """
+
+    job_id: str
+    number: int
+    token: int
+    route: tuple[Candidate, ...]
+    index: int
+    intent: str
+    priority: str
+    payload_bytes: int
+    job: Job
+    history: History
+    started: float
+    started_at: datetime
+    call: Call | None = None
+    answer: Answer | None = None
+    failure: ProviderError | None = None
+    decision: Decision | None = None
+    called: bool = False
+    shown: bool = False
+    usage: Usage | None = None
+    cost_usd: Decimal | None = Decimal(0)
+    cost_source: CostSource = CostSource.NOTHING
+    flagship_usd: Decimal | None = None
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The lane of this attempt."""
+        return self.route[self.index]
+
+    @property
+    def lane(self) -> str:
+        """Its name."""
+        return lane_name(self.candidate.provider, self.candidate.model, self.candidate.service)
+
+
+async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
+    """Run the jobs of one doorbell that are still to be run by this process.
+
+    Returns:
+        Job id -> what became of it, with model and cost: the line that Flower shows. Jobs that somebody else has taken,
+        that are finished or that belong to another provider are simply not in it.
+    """
+    began = time.monotonic()
+    claimed = await claim(runtime, job_ids)
+    attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
+    told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in attempts))
+    emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
+    return dict(zip((a.job_id for a in attempts), told, strict=True))
+
+
+async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Take the jobs under a lease, count the attempt and write its row. The message is only a hint; the rows decide."""
+    crash_point("before_claim")
+    rows = await runtime.ledger.fetch_patiently(
+        queries.CLAIM,
+        {
+            "ids": list(job_ids),
+            "providers": list(runtime.providers),
+            "owner": runtime.owner,
+            "lease_s": runtime.settings.lease_s,
+        },
+        give_up=runtime.draining,
+    )
+    crash_point("after_claim")
+    return rows
+
+
+def _attempt(runtime: Runtime, row: Mapping[str, Any]) -> Attempt | None:
+    route = tuple(Candidate.from_json(candidate) for candidate in row["route"])
+    return Attempt(
+        job_id=row["id"],
+        number=row["attempt"],
+        token=row["lease_token"],
+        route=route,
+        index=row["route_index"],
+        intent=row["intent"],
+        priority=row["priority"],
+        payload_bytes=row["payload_bytes"],
+        job=Job.from_payload(row["payload"]),
+        history=History(
+            route=route,
+            index=row["route_index"],
+            used=row["used"] + 1,
+            max_attempts=runtime.policy.max_attempts,
+            same_lane=row["earlier_on_lane"] + 1,
+            slack_s=row["slack_s"],
+        ),
+        started=time.monotonic(),
+        started_at=datetime.now(UTC),
+    )
+
+
+async def _leased(runtime: Runtime, attempt: Attempt) -> str:
+    """Run an attempt while its lease is kept alive; cancellation of the task means lost lease, cancelled job or drain."""
+    task = asyncio.ensure_future(_steps(runtime, attempt))
+    lease = Lease(attempt.token, attempt.number, task)
+    runtime.leases[attempt.job_id] = lease
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if lease.lost:
+            return "taken over by another worker"
+        _interrupted(attempt, by_submitter=lease.cancelled)
+        price(runtime, attempt)
+        return await settle(runtime, attempt, hand_back=not lease.cancelled)
+    finally:
+        runtime.leases.pop(attempt.job_id, None)
+
+
+async def _steps(runtime: Runtime, attempt: Attempt) -> str:
+    prepare(runtime, attempt)
+    async with runtime.lane(attempt.lane).slots:
+        admit(runtime, attempt)
+        await call(runtime, attempt)
+    price(runtime, attempt)
+    assess(attempt)
+    # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
+    return await asyncio.shield(settle(runtime, attempt))
+
+
+def prepare(runtime: Runtime, attempt: Attempt) -> None:
+    """Turn the job into a call for this lane."""
+    job, candidate = attempt.job, attempt.candidate
+    model = runtime.policy.models.get(candidate.model)
+    if model is None:
+        attempt.decision = GiveUp("unknown_model", f"{candidate.model} is no longer in the catalogue of this worker")
+        return
+    plan = runtime.policy.plans.get(attempt.intent)
+    slack_s = attempt.history.slack_s
+    if slack_s is not None and slack_s <= 0:
+        attempt.decision = GiveUp("deadline", f"the deadline passed {-slack_s:.1f} s before the call")
+        return
+    effort = plan.effort if plan else None
+    attempt.call = Call(
+        model=model,
+        messages=job.messages or (Message(role="user", content=job.prompt),),
+        system=job.system,
+        json_schema=job.json_schema,
+        labels=job.labels,
+        max_output_tokens=output_limit(
+            Request(attempt.intent, attempt.payload_bytes, max_output_tokens=job.max_output_tokens), model, plan
+        ),
+        effort=effort if effort in model.efforts else None,
+        service=candidate.service,
+        timeout_s=min(runtime.settings.call_timeout_s, slack_s or runtime.settings.call_timeout_s),
+        idle_timeout_s=runtime.settings.idle_timeout_s,
+        job_id=attempt.job_id,
+        attempt=attempt.number,
+    )
+
+
+def admit(runtime: Runtime, attempt: Attempt) -> None:
+    """Leave a lane alone that has asked us to; the job waits parked and uses up no attempt."""
+    if attempt.decision is not None:
+        return
+    wait_s = runtime.lane(attempt.lane).blocked_until - time.monotonic()
+    if wait_s > 0:
+        failure = Throttled(f"the lane is blocked for {wait_s:.1f} s more", code="lane_blocked", retry_after_s=wait_s)
+        attempt.decision = decide(failure, attempt.history, jitter=random.random())
+
+
+async def call(runtime: Runtime, attempt: Attempt) -> None:
+    """Make the call. Everything a provider can do wrong ends here as a classified failure."""
+    if attempt.decision is not None or attempt.call is None:
+        return
+    provider = runtime.providers[attempt.candidate.provider]
+    attempt.called = True
+    crash_point("before_call")
+    try:
+        if attempt.job.stream:
+            attempt.answer = await _stream(runtime, attempt, attempt.call)
+        else:
+            attempt.answer = await provider.call(attempt.call)
+    except ProviderError as exc:
+        attempt.failure = exc
+        if isinstance(exc, Throttled):
+            lane = runtime.lane(attempt.lane)
+            lane.blocked_until = max(lane.blocked_until, time.monotonic() + (exc.retry_after_s or 0.5))
+    except UnicodeEncodeError as exc:  # a lone surrogate that came in through a tool or template; no wire can carry it
+        attempt.failure = Rejected(f"the request is not valid Unicode: {exc.reason}", code="bad_request")
+    crash_point("after_call")
+
+
+async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
+    provider = runtime.providers[attempt.candidate.provider]
+    async for piece in provider.stream(call):
+        if isinstance(piece, Answer):
+            return piece
+        if piece:
+            attempt.shown = True
+            await publish_delta(runtime.redis, attempt.job_id, piece)
+    raise Broken("the stream ended without a checked answer", code="no_terminal_event", billed=None)
+
+
+def price(runtime: Runtime, attempt: Attempt) -> None:
+    """What the call cost: from the provider's usage; an upper estimate where nobody knows; nothing where none was made."""
+    answer, failure = attempt.answer, attempt.failure
+    if not attempt.called or (failure is not None and failure.billed is False):
+        return
+    attempt.usage = answer.usage if answer is not None else (failure.usage if failure is not None else None)
+    candidate = attempt.candidate
+    if attempt.usage is None:
+        attempt.cost_usd, attempt.cost_source = candidate.estimate_usd, CostSource.ESTIMATED
+        return
+    served = answer.served_model if answer is not None else candidate.model
+    model = served if served in runtime.policy.models else candidate.model
+    tier = answer.service_tier if answer is not None else None
+    service = candidate.service if tier is None or candidate.service == "local" else _SERVICE_OF_TIER.get(tier, tier)
+    attempt.cost_usd = runtime.prices.cost(model, service, attempt.usage, attempt.started_at)
+    attempt.cost_source = CostSource.UNPRICED if attempt.cost_usd is None else CostSource.USAGE
+    attempt.flagship_usd = runtime.prices.cost(runtime.policy.flagship, "interactive", attempt.usage, attempt.started_at)
+
+
+def assess(attempt: Attempt) -> None:
+    """Ask the policies what follows: from the answer, or from the failure."""
+    if attempt.decision is not None:
+        return
+    history = attempt.history
+    if attempt.shown:
+        history = History(**{**_fields(history), "streamed": True})
+    if attempt.failure is not None:
+        attempt.decision = decide(attempt.failure, history, jitter=random.random())
+    elif attempt.answer is not None:
+        attempt.decision = judge(
+            Asked(attempt.job.json_schema, attempt.job.labels),
+            Given(
+                attempt.answer.text,
+                attempt.answer.stop.value,
+                attempt.answer.confidence,
+                is_local=attempt.candidate.provider == "local",
+            ),
+            history,
+        )
+
+
+def _fields(history: History) -> dict[str, Any]:
+    return {name: getattr(history, name) for name in History.__slots__}
+
+
+def _interrupted(attempt: Attempt, *, by_submitter: bool) -> None:
+    """The call was broken off by us; whether it was billed nobody knows."""
+    attempt.answer = None
+    attempt.failure = (
+        ProviderError("cancelled while the call was under way", code="cancelled", billed=None)
+        if attempt.called
+        else None
+    )
+    attempt.decision = (
+        GiveUp("cancelled", "cancelled on request")
+        if by_submitter
+        else Retry(0.0, "handed back: the worker is shutting down")
+    )
+
+
+async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False) -> str:
+    """Carry out the decision: store it with the cost, then tell whoever waits or ring for the next attempt."""
+    settlement = _settlement(attempt, hand_back=hand_back)
+    crash_point("before_commit")
+    state = await runtime.writer.settle(settlement)
+    crash_point("after_commit")
+    seconds = time.monotonic() - attempt.started
+    cost = "unpriced" if settlement.cost_usd is None else f"${settlement.cost_usd.normalize():f}"
+    if state is None:
+        emit("lease.lost", job=attempt.job_id, attempt=attempt.number)
+        return f"fenced {attempt.candidate.model} {cost}"
+    if state.is_final:
+        await _tell(runtime, attempt)
+    elif state is JobState.ROUTED:
+        following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
+        await runtime.ring(
+            execute_doorbells(
+                [(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)]
+            )
+        )
+    _log(attempt, settlement, state, seconds, cost)
+    return f"{state.value} {attempt.intent} {attempt.candidate.model} {cost}"
+
+
+def _log(attempt: Attempt, settlement: Settlement, state: JobState, seconds: float, cost: str) -> None:
+    common = {"job": attempt.job_id, "attempt": attempt.number}
+    emit("attempt.finished", level=10, **common, lane=attempt.lane, state=settlement.attempt_state.value, usd=cost, seconds_s=seconds)
+    if state in (JobState.FAILED, JobState.CANCELLED):
+        emit("job.failed", **common, code=settlement.error_code, reason=settlement.reason)
+    elif state is not JobState.SUCCEEDED:
+        emit("job.rerouted", **common, outcome=settlement.outcome, reason=settlement.reason)
+
+
+async def _tell(runtime: Runtime, attempt: Attempt) -> None:
+    """Notify waiting clients. A hint: whoever misses it finds the result in the ledger."""
+    from redis.exceptions import RedisError
+
+    try:
+        await publish_end(runtime.redis, [attempt.job_id], [attempt.job_id] if attempt.job.stream else [])
+    except (RedisError, OSError) as exc:
+        emit("service.away", service="redis", error=str(exc))
+
+
+def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
+    """The decision as a row: every decision is matched, so that a new one cannot be forgotten here."""
+    decision = attempt.decision
+    state, outcome, index, delay, uses, body = JobState.ROUTED, "retry", None, 0.0, 1, None
+    attempt_state = _failed_state(attempt)
+    match decision:
+        case Accept():
+            assert attempt.answer is not None
+            state, outcome, attempt_state = JobState.SUCCEEDED, "accept", AttemptState.SUCCEEDED
+            body = json.dumps({"text": attempt.answer.text, "data": decision.data})
+        case Retry():
+            delay = decision.delay_s
+            state = JobState.PARKED if delay > 0 else JobState.ROUTED
+            outcome, uses = ("hand_back", 0) if hand_back else ("retry", 1)
+        case Reroute():
+            outcome, index = "fallback", decision.index
+            uses = 0 if not attempt.called else 1
+        case Escalate():
+            outcome, index, attempt_state = "escalate", decision.index, AttemptState.WEAK
+        case Snooze():
+            state, outcome, delay, uses = JobState.PARKED, "snooze", decision.delay_s, 0
+        case GiveUp():
+            state = JobState.CANCELLED if decision.code == "cancelled" else JobState.FAILED
+            outcome = "cancel" if decision.code == "cancelled" else "give_up"
+            if attempt.answer is not None:
+                attempt_state = AttemptState.WEAK
+        case None:
+            raise AssertionError("settle without a decision")
+        case _:
+            assert_never(decision)
+    answer, failure = attempt.answer, attempt.failure
+    error = printable(str(failure)) if failure is not None else None
+    code = failure.code if failure is not None else None
+    if isinstance(decision, GiveUp):
+        code, error = decision.code, printable(decision.reason)
+    return Settlement(
+        job_id=attempt.job_id,
+        token=attempt.token,
+        number=attempt.number,
+        state=state,
+        route_index=index,
+        delay_s=delay,
+        uses=uses,
+        error_code=code,
+        error=error,
+        body=body,
+        outcome=outcome,
+        reason=decision.reason,
+        attempt_state=attempt_state,
+        first_token_s=answer.first_token_s if answer else None,
+        served_model=answer.served_model if answer else None,
+        request_id=(answer.request_id if answer else None) or (failure.request_id if failure else None),
+        stop=answer.stop.value if answer else None,
+        usage=attempt.usage,
+        cost_usd=attempt.cost_usd,
+        cost_source=attempt.cost_source,
+        flagship_usd=attempt.flagship_usd,
+        price_version=PRICE_VERSION,
+    )
+
+
+def _failed_state(attempt: Attempt) -> AttemptState:
+    if not attempt.called:
+        return AttemptState.RELEASED
+    if attempt.failure is None:
+        return AttemptState.FAILED
+    if attempt.failure.code == "cancelled":
+        return AttemptState.CANCELLED
+    return _ATTEMPT_OF_ERROR.get(type(attempt.failure), AttemptState.FAILED)
+
+
+_CRASH_AT = os.environ.get("WAYBILL_CRASH_AT", "")
+_crash_count = 0
+
+
+def crash_point(name: str) -> None:
+    """For fault tests: with WAYBILL_CRASH_AT=name:n the process dies at the n-th passage, as kill -9 would."""
+    global _crash_count
+    if not _CRASH_AT or not _CRASH_AT.startswith(f"{name}:"):
+        return
+    _crash_count += 1
+    if _crash_count >= int(_CRASH_AT.rsplit(":", 1)[1]):
+        os._exit(137)

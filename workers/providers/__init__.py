@@ -1,0 +1,1 @@
+"""Adapters to the providers: each translates a Call and classifies errors. SDKs are imported only here."""

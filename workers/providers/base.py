@@ -1,0 +1,125 @@
+"""The seam between the fleet and the providers: what goes in, what comes out, what may go wrong.
+
+An adapter translates and classifies. It never retries, waits, routes, prices or stores. It raises the four kinds of
+`waybill.errors.ProviderError` and nothing else that a provider can cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from policies.catalog import Model
+from waybill.contract import Message, Usage
+
+
+class Stop(StrEnum):
+    """Why the model stopped."""
+
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    """Ran into max_output_tokens or the context window: the answer is cut."""
+    REFUSED = "refused"
+    TOOL_USE = "tool_use"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempt, ready to be sent.
+
+    Attributes:
+        model: Catalogue entry; `model.id` is asked for.
+        messages: Turns, the last from the user.
+        system: Stable instructions or None.
+        json_schema: The answer must be JSON of this schema (already made strict where the job's labels ask for it).
+        labels: Classification labels; a local model scores these instead of generating.
+        max_output_tokens: Upper bound for the answer, thinking included.
+        effort: One of `model.efforts`, or None for the model's own default.
+        service: `interactive`, `flex` or `local`.
+        timeout_s: Total time of the call.
+        idle_timeout_s: Longest silence between two events of a stream.
+        job_id: For the provider's log: sent as the header `x-waybill-job`.
+        attempt: Sent as `x-waybill-attempt`.
+    """
+
+    model: Model
+    messages: tuple[Message, ...]
+    system: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+    labels: tuple[str, ...] = ()
+    max_output_tokens: int = 1024
+    effort: str | None = None
+    service: str = "interactive"
+    timeout_s: float = 600
+    idle_timeout_s: float = 60
+    job_id: str = ""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the provider's headers say is left. None = not said. Only ever lowers what we believe."""
+
+    requests_remaining: int | None = None
+    input_tokens_remaining: int | None = None
+    output_tokens_remaining: int | None = None
+    tokens_remaining: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, checked: right type, terminal event seen, known stop reason.
+
+    Attributes:
+        text: The answer as text ("" is possible with `refused`).
+        stop: Why it ended; only COMPLETE may become a result unlooked-at.
+        usage: None when the provider sent none or nonsense: the cost is then estimated, never 0.
+        served_model: The model the provider says answered.
+        request_id: The provider's id of the request, or None.
+        service_tier: The tier the provider says it used (price by it), or None.
+        limits: From the headers.
+        first_token_s: Seconds from sending to the first piece of the answer; None when not streamed.
+        confidence: Local models: log-probability of the answer (sum over tokens) or of the label; else None.
+    """
+
+    text: str
+    stop: Stop
+    usage: Usage | None
+    served_model: str
+    request_id: str | None = None
+    service_tier: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    first_token_s: float | None = None
+    confidence: float | None = None
+
+
+class Provider(Protocol):
+    """One account at one provider (or one local model)."""
+
+    name: str
+    """Queue prefix: `anthropic`, `openai`, `local`."""
+
+    async def call(self, call: Call) -> Answer:
+        """Send and wait for the whole answer.
+
+        Raises:
+            Throttled: Later (429, 529 is Unavailable).
+            Unavailable: Not reachable, overloaded, timed out.
+            Rejected: This request or account is refused.
+            Broken: An answer came that may not be stored as success.
+        """
+        ...
+
+    def stream(self, call: Call) -> AsyncIterator[str | Answer]:
+        """Yield pieces of text as they come, then the whole checked Answer last.
+
+        Nothing but the final Answer means success: a stream that ends without one raises Broken.
+        Closing the iterator early cancels the request at the provider. Raises as `call` does.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and memory."""
+        ...

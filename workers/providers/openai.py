@@ -1,0 +1,304 @@
+"""GPT models, and every server that speaks their dialect, over Chat Completions: translates, checks, classifies.
+
+Why Chat Completions and not Responses: docs/decisions/0002-chat-completions.md. Facts from providers.md section 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import httpx2
+import openai
+from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
+
+from policies.catalog import Model
+from waybill.contract import Usage
+from workers.providers import wire
+from workers.providers.base import Answer, Call, Stop
+from workers.providers.errors import TRANSPORT_ERRORS, Said, interrupted, refused
+from workers.providers.failures import failure
+from workers.providers.headers import openai_limits
+from workers.providers.schema import closed, instruction, label_schema
+from workers.providers.wire import Progress
+
+_STOPS: Final[Mapping[str, Stop]] = {
+    "stop": Stop.COMPLETE,
+    "length": Stop.TRUNCATED,
+    "content_filter": Stop.REFUSED,
+    "tool_calls": Stop.TOOL_USE,
+    "function_call": Stop.TOOL_USE,
+}
+_EFFORT_OFF: Final = "none"
+_CAUGHT: Final = (openai.OpenAIError, *TRANSPORT_ERRORS)
+
+
+class OpenAIProvider:
+    """One account at OpenAI, or one compatible server.
+
+    Attributes:
+        name: Queue prefix.
+    """
+
+    def __init__(
+        self, api_key: str, base_url: str | None = None, name: str = "openai", *, compatible: bool = False
+    ) -> None:
+        """Opens nothing yet; connections belong to the loop of the first call.
+
+        Args:
+            api_key: Of the account; a compatible server without keys takes any non-empty word.
+            base_url: Ends with `/v1`; None = OpenAI's own.
+            name: Queue prefix and the name in messages.
+            compatible: The server is not OpenAI's (llama-server, Ollama, vLLM): only what they all know is sent, and
+                a missing model name or object type in the answer is borne.
+
+        Raises:
+            ConfigError: The key or the URL cannot work.
+        """
+        wire.check_access(name, api_key, base_url)
+        self.name = name
+        self._compatible = compatible
+        self._client = AsyncOpenAI(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            timeout=wire.TRANSPORT_TIMEOUT,
+            http_client=DefaultAioHttpClient(limits=wire.CONNECTION_LIMITS, timeout=wire.TRANSPORT_TIMEOUT),
+        )
+
+    async def call(self, call: Call) -> Answer:
+        """Send and wait for the whole answer; see `Provider.call`."""
+        request = completion_request(call, compatible=self._compatible)
+        progress = Progress(self.name)
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **request, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
+                )
+            response = raw.http_response
+            progress.request_id = response.headers.get("x-request-id")
+            body = wire.json_object(response, progress)
+            return self._whole(call, body, response.headers, progress)
+        except _CAUGHT as exc:
+            raise self._sorted(exc, progress, streaming=False) from exc
+
+    async def stream(self, call: Call) -> AsyncIterator[str | Answer]:
+        """Yield pieces of text, then the checked Answer; see `Provider.stream`.
+
+        A label is held back until it is whole and checked.
+        """
+        request = completion_request(call, compatible=self._compatible)
+        progress = Progress(self.name)
+        stream: AsyncStream[object] | None = None
+        try:
+            async with asyncio.timeout(call.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **request,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_headers=wire.call_headers(call),
+                    timeout=wire.TRANSPORT_TIMEOUT,
+                )
+            # Undecoded chunks: the SDK's typed ones are not validated. Unlike in anthropic, parse() is no coroutine.
+            stream = raw.parse(to=AsyncStream[object])
+            headers = raw.http_response.headers
+            progress.request_id = headers.get("x-request-id")
+            wire.check_content_type(raw.http_response, "text/event-stream", progress)
+            reply = _Reply(progress)
+            async for event in wire.Events(stream, call, progress):
+                piece = reply.take(wire.mapping(event, "a chunk", progress))
+                if piece and not call.labels:
+                    yield piece
+            rest = reply.text.end()
+            if rest and not call.labels:
+                yield rest
+            answer = wire.finished(call, reply.answer(call, headers, need_model=not self._compatible), progress)
+            if call.labels and answer.text:
+                yield answer.text
+            yield answer
+        except _CAUGHT as exc:
+            raise self._sorted(exc, progress, streaming=True) from exc
+        finally:
+            if stream is not None:
+                await stream.close()
+
+    async def close(self) -> None:
+        """Close the connections; calls on their way fail."""
+        await self._client.close()
+
+    def _whole(self, call: Call, body: dict[str, Any], headers: httpx2.Headers, progress: Progress) -> Answer:
+        """The checked answer in a completion that was not streamed."""
+        progress.usage = usage_of(body.get("usage"))
+        progress.output = progress.usage is not None and progress.usage.output_tokens > 0
+        if not isinstance(body.get("choices"), list) or not (
+            self._compatible or body.get("object") == "chat.completion"
+        ):
+            raise wire.wrong_type("the completion", progress)
+        if not body["choices"]:
+            raise failure("empty", f"{self.name} answered without any choice", seen=progress.seen)
+        reply = _Reply(progress)
+        # A completion is a chunk whose delta is called message.
+        choice = wire.mapping(body["choices"][0], "a choice", progress)
+        reply.take({**body, "choices": [{**choice, "delta": choice.get("message")}]})
+        reply.text.end()
+        answer = reply.answer(call, headers, need_model=not self._compatible)
+        return wire.finished(call, replace(answer, first_token_s=None), progress)
+
+    def _sorted(self, exc: Exception, progress: Progress, *, streaming: bool) -> Exception:
+        """`exc` as one of our four kinds."""
+        if isinstance(exc, openai.APIError) and not isinstance(exc, openai.APIConnectionError):
+            return refused(self.name, _said(exc, progress), now=datetime.now(UTC), seen=progress.seen)
+        return interrupted(self.name, exc, seen=progress.seen, streaming=streaming)
+
+
+def _said(exc: openai.APIError, progress: Progress) -> Said:
+    # An error chunk in a stream is a plain APIError: no status, no response.
+    response = exc.response if isinstance(exc, openai.APIStatusError) else None
+    return Said(
+        status=response.status_code if response is not None else 200,
+        type=exc.type if isinstance(exc.type, str) else None,
+        code=exc.code if isinstance(exc.code, str) else None,
+        message=exc.message,
+        headers=response.headers if response is not None else {},
+        request_id=response.headers.get("x-request-id") if response is not None else progress.request_id,
+    )
+
+
+def completion_request(call: Call, *, compatible: bool = False) -> dict[str, Any]:
+    """The keyword arguments of `chat.completions.create` for `call`. Pure.
+
+    Raises:
+        Rejected: The model does not take the effort asked for.
+    """
+    model = call.model
+    system = call.system or ""
+    request: dict[str, Any] = {"model": model.id}
+    limit = min(call.max_output_tokens, model.max_output_tokens)
+    request["max_tokens" if compatible else "max_completion_tokens"] = limit
+    schema = label_schema(call.labels) if call.labels else call.json_schema
+    if schema is not None:
+        strict = closed(schema) if model.json_schema else None
+        if strict is None:
+            system = f"{system}\n\n{instruction(schema)}".strip()
+        else:
+            # Strict demands that every property is required; without it the schema is a strong hint, judged afterwards.
+            form = {"name": "answer", "schema": strict.schema, "strict": strict.all_required}
+            request["response_format"] = {"type": "json_schema", "json_schema": form}
+    turns = [{"role": m.role, "content": m.content} for m in call.messages]
+    request["messages"] = [{"role": "system", "content": system}, *turns] if system else turns
+    if compatible:
+        return request
+    request["store"] = False
+    # Said outright: `auto` would let a project's setting choose a tier with another price than the router counted on.
+    request["service_tier"] = "flex" if call.service == "flex" else "default"
+    effort = _effort(call.effort, model)
+    if effort is not None:
+        request["reasoning_effort"] = effort
+    return request
+
+
+def _effort(effort: str | None, model: Model) -> str | None:
+    """The wire's effort. `none` becomes the weakest effort of a model that always thinks."""
+    if effort == _EFFORT_OFF and effort not in model.efforts:
+        return model.efforts[0] if model.efforts else None
+    if effort is not None and effort not in model.efforts:
+        taken = ", ".join(model.efforts) or "none at all"
+        raise failure("bad_request", f"{model.id} does not take effort {effort!r}; it takes: {taken}")
+    return effort
+
+
+def usage_of(usage: object) -> Usage | None:
+    """`usage` of a completion; None when it is missing or nonsense.
+
+    On this wire `prompt_tokens` includes what was read from and written to the cache.
+    """
+    if not isinstance(usage, Mapping) or usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
+        return None
+    try:
+        details = wire.section(usage, "prompt_tokens_details")
+        read, written = wire.count(details, "cached_tokens"), wire.count(details, "cache_write_tokens")
+        rest = wire.count(usage, "prompt_tokens") - read - written
+        if rest < 0:
+            return None
+        return Usage(
+            input_tokens=rest,
+            output_tokens=wire.count(usage, "completion_tokens"),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            thinking_tokens=wire.count(wire.section(usage, "completion_tokens_details"), "reasoning_tokens"),
+        )
+    except ValueError:
+        return None
+
+
+class _Reply:
+    """A completion as its chunks build it up."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.text = wire.Text()
+        self._model: str | None = None
+        self._finish: object = None
+        self._tier: str | None = None
+        self._is_refusal = False
+        self._progress = progress
+
+    def take(self, chunk: dict[str, Any]) -> str:
+        """Take a chunk; return the text to hand on ("" for none). The last one carries usage and no choice."""
+        progress = self._progress
+        progress.began = True
+        if isinstance(chunk.get("model"), str) and chunk["model"]:
+            self._model = chunk["model"]
+        if isinstance(chunk.get("service_tier"), str):
+            self._tier = chunk["service_tier"]
+        if chunk.get("usage") is not None:
+            progress.usage = usage_of(chunk["usage"])
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            raise wire.wrong_type("the list of choices", progress)
+        if not choices:
+            return ""
+        choice = wire.mapping(choices[0], "a choice", progress)
+        self._finish = choice.get("finish_reason") or self._finish
+        return self._delta(wire.mapping(choice.get("delta"), "a delta", progress))
+
+    def answer(self, call: Call, headers: httpx2.Headers, *, need_model: bool) -> Answer:
+        """The answer, once it is over.
+
+        Raises:
+            Broken: It ended without a finish reason or model, or for a reason we do not know.
+        """
+        progress = self._progress
+        if self._finish is None or (need_model and self._model is None):
+            text = f"{progress.provider} ended its answer without finish_reason or model"
+            raise failure("no_terminal_event", text, seen=progress.seen)
+        stop = _STOPS.get(self._finish) if isinstance(self._finish, str) else None
+        if stop is None:
+            text = f"{progress.provider} stopped for a reason Waybill does not know: {self._finish!r}"
+            raise failure("unknown_stop", text, seen=progress.seen)
+        return Answer(
+            text=self.text.whole,
+            stop=Stop.REFUSED if self._is_refusal else stop,
+            usage=progress.usage,
+            served_model=self._model or call.model.id,
+            request_id=progress.request_id,
+            service_tier=self._tier,
+            limits=openai_limits(headers),
+            first_token_s=progress.first_token_s,
+        )
+
+    def _delta(self, delta: dict[str, Any]) -> str:
+        piece = delta.get("content")
+        if delta.get("refusal"):
+            # Comes instead of content; its words are the answer's text, marked as refused.
+            self._is_refusal = True
+            piece = delta["refusal"]
+        if piece is None:
+            self._progress.output |= any(delta.get(key) for key in ("tool_calls", "reasoning_content", "reasoning"))
+            return ""
+        text = self.text.add(wire.text_of(piece, "a piece of text", self._progress))
+        if text:
+            self._progress.note_text()
+        return text

@@ -1,0 +1,174 @@
+"""What a worker process holds while it runs: connections, policy, prices, providers, leases. Opened in the pool's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policies.policyfile import Policy, parse
+from policies.pricing import PriceBook
+from waybill.broker import Broker, Doorbell
+from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
+from waybill.ledger import queries
+from waybill.ledger.engine import Ledger
+from waybill.settings import Settings
+from workers.providers.registry import available, make_provider
+from workers.telemetry import emit
+from workers.writer import Writer
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from workers.providers.base import Provider
+
+SHIPPED_POLICY = Path(__file__).parent.parent / "policies" / "default.toml"
+
+
+def load_policy(settings: Settings) -> Policy:
+    """The policy file that the settings name, checked.
+
+    Raises:
+        ConfigError: It cannot be read, or is wrong (file, line or key, and what to write instead).
+    """
+    path = settings.policy_file or SHIPPED_POLICY
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"policy file {path}: {exc.strerror if isinstance(exc, OSError) else exc}") from None
+    return parse(text, path.name)
+
+
+@dataclass(slots=True)
+class Lease:
+    """A job this process has claimed: its fencing token and the task that runs it."""
+
+    token: int
+    number: int
+    task: asyncio.Task[object]
+    cancelled: bool = False
+    """Set before the task is cancelled: True = the submitter asked; False = the lease was lost or the process drains."""
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class Lane:
+    """What this process knows about a lane: how many calls are under way and until when it is to be left alone."""
+
+    slots: asyncio.Semaphore
+    blocked_until: float = 0.0
+    """`time.monotonic()`; set by a throttled answer."""
+
+
+@dataclass(slots=True)
+class Runtime:
+    """A worker's world (`app.lifespan`). One per process; everything in it belongs to the pool's loop."""
+
+    settings: Settings
+    policy: Policy
+    provider_names: tuple[str, ...] = ()
+    """Providers whose queues this process serves; empty for the dispatcher."""
+    owner: str = field(default_factory=lambda: f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}")
+    """Random per process: a restarted pod must not look like the one whose jobs it left behind."""
+    prices: PriceBook = field(init=False)
+    ledger: Ledger = field(init=False)
+    writer: Writer = field(init=False)
+    redis: Redis = field(init=False)
+    broker: Broker = field(init=False)
+    providers: dict[str, Provider] = field(default_factory=dict)
+    off: Mapping[str, str] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    draining: asyncio.Event = field(init=False)
+    _heartbeat: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect and start the providers. Called in the loop before the first message."""
+        from redis.asyncio import Redis
+
+        self.prices = PriceBook(self.policy)
+        self.draining = asyncio.Event()
+        self.ledger = Ledger(self.settings.require_database_url(), pool_size=5)
+        self.redis = Redis.from_url(
+            self.settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
+        )
+        self.broker = Broker(self.settings.require_broker_url())
+        self.writer = Writer(self.ledger)
+        self.writer.start()
+        self.off = {name: why for name, why in available(self.settings, self.policy).items() if why is not None}
+        for name in self.provider_names:
+            if name in self.off:
+                emit("provider.off", provider=name, reason=self.off[name])
+            else:
+                self.providers[name] = await asyncio.to_thread(make_provider, name, self.settings, self.policy)
+        if self.provider_names:
+            self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
+
+    async def drain(self) -> None:
+        """Let calls under way end within `drain_s`; hand the rest back without using up an attempt."""
+        self.draining.set()
+        end = time.monotonic() + self.settings.drain_s
+        while self.leases and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        for lease in list(self.leases.values()):
+            lease.task.cancel()
+
+    async def close(self) -> None:
+        """Write what is left and disconnect."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        await self.writer.close()
+        for provider in self.providers.values():
+            await provider.close()
+        await self.redis.aclose()
+        await self.ledger.close()
+        await asyncio.to_thread(self.broker.close)
+
+    def lane(self, name: str) -> Lane:
+        """This process's view of a lane."""
+        if name not in self.lanes:
+            self.lanes[name] = Lane(asyncio.Semaphore(self.settings.lane_concurrency))
+        return self.lanes[name]
+
+    async def ring(self, doorbells: Sequence[Doorbell]) -> None:
+        """Publish; when the broker is away the reconciler will ring instead."""
+        try:
+            await asyncio.to_thread(self.broker.ring, doorbells)
+        except BrokerUnavailable as exc:
+            emit("service.away", service="broker", error=str(exc))
+
+    async def _renew_leases(self) -> None:
+        """Every third of a lease: keep our jobs, learn which ones were taken from us and which are to be cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.lease_s / 3)
+            held = dict(self.leases)
+            if not held:
+                continue
+            try:
+                rows = await self.ledger.fetch(
+                    queries.RENEW,
+                    {
+                        "ids": list(held),
+                        "tokens": [lease.token for lease in held.values()],
+                        "lease_s": self.settings.lease_s,
+                    },
+                )
+            except LedgerUnavailable as exc:
+                emit("service.away", service="ledger", error=str(exc))
+                continue
+            kept = {row["id"]: row["cancel_requested"] for row in rows}
+            for job_id, lease in held.items():
+                if self.leases.get(job_id) is not lease:
+                    continue  # settled meanwhile
+                if job_id not in kept:
+                    emit("lease.lost", job=job_id, attempt=lease.number)
+                    lease.lost = True
+                    lease.task.cancel()
+                elif kept[job_id] and not lease.cancelled:
+                    lease.cancelled = True
+                    lease.task.cancel()
