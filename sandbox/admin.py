@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 from pydantic_core import from_json, to_json
 
-from sandbox.connection import Exchange, TooLarge
+from sandbox.connection import BodyTooLargeError, Exchange
 from sandbox.faults import KINDS, FaultError, rules_from
 from sandbox.latency import latency_from
 
@@ -31,13 +31,15 @@ class Admin:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._routes: dict[tuple[str, str], Callable[[Exchange], Awaitable[Any]]] = {
+        self._pages: dict[str, Callable[[], Any]] = {
+            "/healthz": lambda: {"ok": True},
+            "/bill": lambda: sandbox.bill.shown(),
+            "/admin/state": self._state,
+            "/admin/faults": self._faults,
+        }
+        self._actions: dict[tuple[str, str], Callable[[Exchange], Awaitable[Any]]] = {
             ("GET", "/"): self._help,
-            ("GET", "/healthz"): self._health,
-            ("GET", "/bill"): self._bill,
-            ("GET", "/admin/state"): self._state,
             ("POST", "/admin/reset"): self._reset,
-            ("GET", "/admin/faults"): self._faults,
             ("POST", "/admin/faults"): self._add_faults,
             ("DELETE", "/admin/faults"): self._remove_faults,
             ("POST", "/admin/limits"): self._limits,
@@ -50,17 +52,22 @@ class Admin:
         if (exchange.method, exchange.path) == ("GET", "/log"):
             await self._log(exchange)
             return
-        route = self._routes.get((exchange.method, exchange.path))
         status = 200
         try:
-            if route is None:
-                known = ", ".join(f"{method} {path}" for method, path in [*self._routes, ("GET", "/log")])
-                status, answer = 404, {"error": f"{exchange.method} {exchange.path} is unknown; known are {known}"}
+            if exchange.method == "GET" and (page := self._pages.get(exchange.path)) is not None:
+                answer = page()
+            elif (action := self._actions.get((exchange.method, exchange.path))) is not None:
+                answer = await action(exchange)
             else:
-                answer = await route(exchange)
+                known = ", ".join(self._known())
+                status, answer = 404, {"error": f"{exchange.method} {exchange.path} is unknown; known are {known}"}
         except (AdminError, FaultError) as exc:
             status, answer = 400, {"error": str(exc)}
         await exchange.respond(status, [(b"content-type", b"application/json")], to_json(answer, indent=2) + b"\n")
+
+    def _known(self) -> list[str]:
+        pages = [f"GET {path}" for path in (*self._pages, "/log")]
+        return [*pages, *(f"{method} {path}" for method, path in self._actions)]
 
     async def _help(self, exchange: Exchange) -> Any:
         host = exchange.header(b"host") or "127.0.0.1"
@@ -68,17 +75,11 @@ class Admin:
             "what": "a model provider on loopback: no model runs, no key is checked, nothing costs money",
             "anthropic": {"base_url": f"http://{host}", "api_key": "sandbox-1"},
             "openai": {"base_url": f"http://{host}/v1", "api_key": "sandbox-1"},
-            "pages": [f"{method} {path}" for method, path in [*self._routes, ("GET", "/log")]],
+            "pages": self._known(),
             "faults": {kind.name: kind.text for kind in KINDS.values()},
         }
 
-    async def _health(self, exchange: Exchange) -> Any:
-        return {"ok": True}
-
-    async def _bill(self, exchange: Exchange) -> Any:
-        return self._sandbox.bill.shown()
-
-    async def _state(self, exchange: Exchange) -> Any:
+    def _state(self) -> Any:
         sandbox = self._sandbox
         now_ns = sandbox.clock.now_ns()
         meters = []
@@ -99,10 +100,11 @@ class Admin:
         }
 
     async def _reset(self, exchange: Exchange) -> Any:
+        await exchange.body(_MAX_BODY_BYTES)
         self._sandbox.reset()
         return {"reset": ["bill", "log", "faults", "limits' levels", "cache", "clock"]}
 
-    async def _faults(self, exchange: Exchange) -> Any:
+    def _faults(self) -> Any:
         return {"faults": self._sandbox.faults.shown()}
 
     async def _add_faults(self, exchange: Exchange) -> Any:
@@ -167,7 +169,7 @@ def checked_limits(given: dict[str, Any]) -> dict[str, int]:
 async def _body(exchange: Exchange) -> Any:
     try:
         return from_json(await exchange.body(_MAX_BODY_BYTES))
-    except TooLarge as exc:
+    except BodyTooLargeError as exc:
         raise AdminError(f"the body is larger than {_MAX_BODY_BYTES} bytes") from exc
     except ValueError as exc:
         raise AdminError(f"the body is not JSON: {exc}") from exc

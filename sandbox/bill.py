@@ -101,9 +101,9 @@ class Bill:
             "currency": "USD",
             "total_usd": plain(self.total_usd),
             "requests": self.requests,
-            "by_model": {id: line.shown() for id, line in sorted(self._models.items())},
+            "by_model": {name: line.shown() for name, line in sorted(self._models.items())},
             "by_tier": [
-                {"model": id, "tier": tier, **line.shown()} for (id, tier), line in sorted(self._tiers.items())
+                {"model": name, "tier": tier, **line.shown()} for (name, tier), line in sorted(self._tiers.items())
             ],
             "by_account": {account: plain(usd) for account, usd in sorted(self._accounts.items())},
         }

@@ -160,9 +160,9 @@ class Chat:
             events.append(Event({**base, "choices": [], "usage": _usage(generation.usage)}))
         return events
 
-    def error_event(self, kind: str, identity: Identity) -> Event:
-        """Return an error chunk."""
-        return Event({"error": openai.stream_error(kind)})
+    def error_event(self, body: Json) -> Event:
+        """Return the error as a chunk."""
+        return Event(body)
 
     def end_marker(self) -> bytes:
         """Return the line that ends every stream of chunks."""

@@ -20,6 +20,7 @@ _SAMPLING = ("temperature", "top_p", "top_k")
 
 
 def check_fields(body: Json, version: str | None) -> None:
+    """Refuse parameters this version does not have."""
     if version == VERSION:
         for key in _SAMPLING:
             if key in body:
@@ -32,6 +33,7 @@ def check_fields(body: Json, version: str | None) -> None:
 
 
 def boolean(body: Json, key: str) -> bool:
+    """Return a flag that may be absent or null."""
     value = body.get(key)
     if value is not None and not isinstance(value, bool):
         raise invalid(f"{key}: Input should be a valid boolean")
@@ -39,6 +41,7 @@ def boolean(body: Json, key: str) -> bool:
 
 
 def surcharge(body: Json, model: Model) -> int:
+    """Return the price factor of fast mode and US-only inference, in thousandths."""
     permille = 1000
     if body.get("speed") == "fast":
         if model.fast_factor is None:
@@ -50,6 +53,7 @@ def surcharge(body: Json, model: Model) -> int:
 
 
 def stop_sequences(body: Json) -> tuple[str, ...]:
+    """Return the texts that end an answer."""
     given = body.get("stop_sequences") or []
     if not isinstance(given, list) or not all(isinstance(one, str) and one for one in given):
         raise invalid("stop_sequences: each stop sequence must be a non-empty string")
@@ -57,6 +61,7 @@ def stop_sequences(body: Json) -> tuple[str, ...]:
 
 
 def read_tools(body: Json) -> tuple[Tool, ...]:
+    """Return the tools; server tools have no schema and are never called here."""
     given = body.get("tools") or []
     if not isinstance(given, list):
         raise invalid("tools: Input should be a valid list")
@@ -72,6 +77,7 @@ def read_tools(body: Json) -> tuple[Tool, ...]:
 
 
 def forced_tool(body: Json, model: Model, tools: tuple[Tool, ...]) -> str:
+    """Return "" for no forced tool, "*" for any, or a name; refuses it on models that always think."""
     choice = body.get("tool_choice")
     if choice is None:
         return ""
@@ -95,6 +101,7 @@ def forced_tool(body: Json, model: Model, tools: tuple[Tool, ...]) -> str:
 
 
 def output_config(body: Json, model: Model) -> tuple[str, Json | None]:
+    """Return the effort and, for structured output, the schema."""
     config = body.get("output_config") or {}
     if not isinstance(config, dict):
         raise invalid("output_config: Input should be an object")

@@ -32,7 +32,7 @@ class ReachableProtocol(HttpToolsProtocol):
         self.scope["state"]["transport"] = self.transport
 
 
-class TooLarge(Exception):
+class BodyTooLargeError(Exception):
     """The request's body is above the limit."""
 
 
@@ -62,7 +62,7 @@ class Exchange:
         """Return the whole request body.
 
         Raises:
-            TooLarge: it has more than `limit` bytes.
+            BodyTooLargeError: it has more than `limit` bytes.
         """
         parts, size = [], 0
         while True:
@@ -72,7 +72,7 @@ class Exchange:
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
-                raise TooLarge
+                raise BodyTooLargeError
             parts.append(part)
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)

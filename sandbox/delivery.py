@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic_core import to_json
 
+from sandbox import failures
 from sandbox.connection import Exchange, Headers
 from sandbox.exchange import Call, Dialect, Event, Generation, Identity, Json
 from sandbox.faults import Rule
@@ -116,7 +117,9 @@ async def deliver_stream(delivery: Delivery) -> Delivered:
         case "early_end":
             await exchange.write(bytes(due))
         case "error_event":
-            await exchange.write(bytes(due + _frame(dialect.error_event("overloaded", delivery.identity))))
+            error = failures.overloaded(dialect.provider)
+            body = failures.body_of(error, dialect.provider, delivery.identity.request_id)
+            await exchange.write(bytes(due + _frame(dialect.error_event(body))))
         case _:
             await exchange.write(bytes(due + dialect.end_marker()))
             return Delivered(produced, complete=not exchange.client_left)

@@ -152,7 +152,7 @@ class ApiError(Exception):
         retry_after_s: Sent as `retry-after`, rounded up; None sends none.
         param: The offending field, for the dialect that names it.
         code: The dialect's own code where one kind has several.
-        type: The dialect's own type where one kind has several.
+        kind_in_dialect: The dialect's own type where one kind has several.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
         param: str | None = None,
         code: str | None = None,
-        type: str | None = None,
+        kind_in_dialect: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -173,7 +173,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         self.param = param
         self.code = code
-        self.type = type
+        self.kind_in_dialect = kind_in_dialect
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -209,8 +209,8 @@ class Dialect(Protocol):
         """Return the events of a streamed answer, in order, without the final marker."""
         ...
 
-    def error_event(self, kind: str, identity: Identity) -> Event:
-        """Return the event that tells of an error inside a stream that began with status 200."""
+    def error_event(self, body: Json) -> Event:
+        """Return the event that carries an error body inside a stream that began with status 200."""
         ...
 
     def end_marker(self) -> bytes:

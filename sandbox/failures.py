@@ -1,14 +1,24 @@
-"""The error each fault stands for, at the provider it falls on."""
+"""The error each fault stands for at the provider it falls on, and the body of an error in that provider's shape."""
 
 from __future__ import annotations
 
-from sandbox.exchange import ApiError
+from sandbox import messages, openai
+from sandbox.exchange import ApiError, Json
 from sandbox.faults import Rule
+
+
+def body_of(error: ApiError, provider: str, request_id: str) -> Json:
+    """Return the error as the provider writes it."""
+    return messages.error_body(error, request_id) if provider == "anthropic" else openai.error_body(error)
+
+
+def overloaded(provider: str) -> ApiError:
+    """Return the error of a provider with too much to do."""
+    return ApiError(529 if provider == "anthropic" else 503, "overloaded", "Overloaded")
 
 
 def error_of(rule: Rule, provider: str) -> ApiError:
     """Return the error of a fault that ends a request before a model runs."""
-    anthropic = provider == "anthropic"
     wait_s = rule.retry_after_s
     match rule.kind.name:
         case "rate_limit":
@@ -20,7 +30,7 @@ def error_of(rule: Rule, provider: str) -> ApiError:
         case "spend_limit" | "insufficient_quota":
             return ApiError(429, "spend_limit", "You have reached the spend limit of this billing period.")
         case "overloaded":
-            return ApiError(529 if anthropic else 503, "overloaded", "Overloaded")
+            return overloaded(provider)
         case "unavailable":
             return ApiError(503, "unavailable", "The service is temporarily unavailable.")
         case "unauthorized":
@@ -29,6 +39,8 @@ def error_of(rule: Rule, provider: str) -> ApiError:
             return ApiError(403, "permission", "Your key may not use this model.")
         case "flex_unavailable":
             message = "No flex capacity is available; try again later or use the default tier."
-            return ApiError(429, "rate_limit", message, code="resource_unavailable", type="resource_unavailable")
+            return ApiError(
+                429, "rate_limit", message, code="resource_unavailable", kind_in_dialect="resource_unavailable"
+            )
         case _:
             return ApiError(500, "server_error", "Internal server error")

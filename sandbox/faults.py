@@ -177,10 +177,10 @@ class Faults:
         self._rules.append(rule)
         return rule
 
-    def remove(self, id: int | None = None) -> int:
+    def remove(self, number: int | None = None) -> int:
         """Take one rule, or all, out of force; returns how many went."""
         before = len(self._rules)
-        self._rules = [] if id is None else [rule for rule in self._rules if rule.id != id]
+        self._rules = [] if number is None else [rule for rule in self._rules if rule.id != number]
         return before - len(self._rules)
 
     def pick(self, target: Target, now_ns: int) -> Rule | None:

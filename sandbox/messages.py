@@ -203,9 +203,9 @@ class Messages:
         events.append(_event("message_stop"))
         return events
 
-    def error_event(self, kind: str, identity: Identity) -> Event:
-        """Return an `error` event inside a stream."""
-        return Event(_error(kind, "Overloaded", identity.request_id), 0, "error")
+    def error_event(self, body: Json) -> Event:
+        """Return the `error` event inside a stream."""
+        return Event(body, 0, "error")
 
     def end_marker(self) -> bytes:
         """Nothing follows message_stop."""
@@ -223,7 +223,10 @@ class Messages:
 
 def error_body(error: ApiError, request_id: str) -> Json:
     """Return the error in Anthropic's shape."""
-    return _error(error.kind, error.message, request_id)
+    shown: Json = {"type": _ERROR_TYPES[error.kind], "message": error.message}
+    if error.kind in _ERROR_CODES:
+        shown["details"] = {"error_code": _ERROR_CODES[error.kind]}
+    return {"type": "error", "error": shown, "request_id": request_id}
 
 
 def model_info(model: Model) -> Json:
@@ -242,13 +245,6 @@ def model_info(model: Model) -> Json:
         "max_tokens": model.max_output,
         "capabilities": None,
     }
-
-
-def _error(kind: str, message: str, request_id: str) -> Json:
-    error: Json = {"type": _ERROR_TYPES[kind], "message": message}
-    if kind in _ERROR_CODES:
-        error["details"] = {"error_code": _ERROR_CODES[kind]}
-    return {"type": "error", "error": error, "request_id": request_id}
 
 
 def _envelope(call: Call, identity: Identity) -> Json:

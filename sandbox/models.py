@@ -85,21 +85,21 @@ def _prices(given: str, write_long_factor: str = "2") -> Prices:
     return Prices(plain, output, read, write, plain * Decimal(write_long_factor))
 
 
-def _claude(id: str, prices: str, limit_class: str, **row: Any) -> Model:
+def _claude(name: str, prices: str, limit_class: str, **row: Any) -> Model:
     row.setdefault("bytes_per_token", tokens.CLAUDE_NEW)
     row.setdefault("min_cache_tokens", 512)
     row.setdefault("efforts", CLAUDE_EFFORTS)
-    return Model(id=id, provider="anthropic", prices=_prices(prices), limit_class=limit_class, **row)
+    return Model(id=name, provider="anthropic", prices=_prices(prices), limit_class=limit_class, **row)
 
 
-def _gpt(id: str, prices: str, **row: Any) -> Model:
+def _gpt(name: str, prices: str, **row: Any) -> Model:
     """A GPT row: above 272,000 prompt tokens the prompt costs double and the output 1.5 times."""
     row.setdefault("context", 1_050_000)
-    row.setdefault("limit_class", id)
+    row.setdefault("limit_class", name)
     base = _prices(prices)
     if not row.get("charges_writes", True):
         base = replace(base, write_short=base.input, write_long=base.input)
-    return Model(id=id, provider="openai", prices=base, long_prices=base.times("2", "1.5"), long_above=272_000, **row)
+    return Model(id=name, provider="openai", prices=base, long_prices=base.times("2", "1.5"), long_above=272_000, **row)
 
 
 _FABLE = {"thinking": "always", "default_effort": "high", "forced_tools": False}
@@ -172,9 +172,9 @@ class Catalogue:
     def __init__(self, extra: tuple[Model, ...] = ()) -> None:
         self._models = {model.id: model for model in (*_TABLE, *extra)}
 
-    def find(self, id: str, provider: str) -> Model | None:
+    def find(self, name: str, provider: str) -> Model | None:
         """Return the model of that provider, or None: an id of the other provider is unknown here."""
-        model = self._models.get(_ALIASES.get(id, id))
+        model = self._models.get(_ALIASES.get(name, name))
         return model if model is not None and model.provider == provider else None
 
     def of(self, provider: str) -> list[Model]:

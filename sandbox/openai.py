@@ -50,16 +50,11 @@ def error_body(error: ApiError) -> Json:
     return {
         "error": {
             "message": error.message,
-            "type": error.type or _TYPES[error.kind],
+            "type": error.kind_in_dialect or _TYPES[error.kind],
             "param": error.param,
             "code": code,
         }
     }
-
-
-def stream_error(kind: str) -> Json:
-    """Return the body of an error inside a stream."""
-    return {"message": "The server is overloaded.", "type": _TYPES[kind], "param": None, "code": _CODES.get(kind)}
 
 
 def model_info(model: Model) -> Json:
@@ -228,15 +223,15 @@ class Prompt:
         self._attachments = 0
         self._breakpoints: list[tuple[int, int | None]] = []
 
-    def add(self, role: str, text: str, breakpoint: Any = None) -> None:
-        """Add a text of one role; `breakpoint` is the part's prompt_cache_breakpoint."""
+    def add(self, role: str, text: str, mark: Any = None) -> None:
+        """Add a text of one role; `mark` is the part's prompt_cache_breakpoint."""
         self._append(role.encode() + b"\0" + text.encode("utf-8", "surrogatepass") + b"\n")
         if role == "user":
             self.user_texts.append(text)
-        if breakpoint is not None:
-            if not isinstance(breakpoint, dict) or breakpoint.get("mode") != "explicit":
+        if mark is not None:
+            if not isinstance(mark, dict) or mark.get("mode") != "explicit":
                 raise invalid("prompt_cache_breakpoint.mode must be 'explicit'.", param="prompt_cache_breakpoint")
-            self._breakpoints.append((self._size, _TTL_S.get(breakpoint.get("ttl") or "")))
+            self._breakpoints.append((self._size, _TTL_S.get(mark.get("ttl") or "")))
 
     def add_json(self, value: Any) -> None:
         """Add something that is not text: tools, schemas, calls."""

@@ -44,7 +44,7 @@ def refusal(empty: Empty, meter: Meter, account: str, model: str) -> ApiError:
         f"{empty.limit}. Please try again in {go_duration(int(empty.retry_after_s * 1e9))}."
     )
     kind = "requests" if empty.which == "requests" else "tokens"
-    return ApiError(429, "rate_limit", message, retry_after_s=empty.retry_after_s, type=kind)
+    return ApiError(429, "rate_limit", message, retry_after_s=empty.retry_after_s, kind_in_dialect=kind)
 
 
 def retry_after(error: ApiError, provider: str) -> Headers:

@@ -90,7 +90,7 @@ class Responses:
             "completed_at": None if reason else identity.created,
             "incomplete_details": {"reason": reason} if reason else None,
             "output": _output(generation, identity, status),
-            "usage": _usage(generation.usage, call),
+            "usage": _usage(generation.usage),
         }
 
     def events(self, call: Call, generation: Generation, identity: Identity) -> list[Event]:
@@ -112,10 +112,9 @@ class Responses:
         writer.add(final, generation.usage.output - writer.tokens, response=answer)
         return writer.events
 
-    def error_event(self, kind: str, identity: Identity) -> Event:
-        """Return an `error` event; the SDK looks for an `error` object in it."""
-        body = openai.stream_error(kind)
-        return Event({"type": "error", "sequence_number": 99, "error": body, **body}, 0, "error")
+    def error_event(self, body: Json) -> Event:
+        """Return an `error` event: its fields are at its top, and the SDK looks for an `error` object in it too."""
+        return Event({**body["error"], "type": "error", "sequence_number": 99, **body}, 0, "error")
 
     def end_marker(self) -> bytes:
         """Nothing follows response.completed."""
@@ -230,7 +229,7 @@ def _envelope(call: Call, generation: Generation, identity: Identity, status: st
     }
 
 
-def _usage(usage: Usage, call: Call) -> Json:
+def _usage(usage: Usage) -> Json:
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {

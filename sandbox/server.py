@@ -22,7 +22,7 @@ from sandbox.answers import AnswerBook
 from sandbox.bill import Bill, cost_usd, plain
 from sandbox.buckets import Cost, Meter, Meters
 from sandbox.chat import Chat
-from sandbox.connection import Exchange, Headers, Receive, Scope, Send, TooLarge
+from sandbox.connection import BodyTooLargeError, Exchange, Headers, Receive, Scope, Send
 from sandbox.delivery import JSON_TYPE, Delivered, Delivery, deliver_stream, deliver_whole
 from sandbox.exchange import ApiError, Asking, Call, Dialect, Identity, Json, Usage, invalid
 from sandbox.faults import Faults, Rule, Target
@@ -237,8 +237,7 @@ class Sandbox:
     async def _refuse(
         self, exchange: Exchange, provider: str, error: ApiError, identity: Identity, account: str, meter: Meter | None
     ) -> None:
-        anthropic = provider == "anthropic"
-        body = messages.error_body(error, identity.request_id) if anthropic else openai.error_body(error)
+        body = failures.body_of(error, provider, identity.request_id)
         sent = [JSON_TYPE, *_names(provider, identity, account), *ratelimits.retry_after(error, provider)]
         if meter is not None:
             sent += ratelimits.headers(meter, self.clock.now_ns())
@@ -338,10 +337,10 @@ class Sandbox:
         data = [messages.model_info(model) for model in models]
         return {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
 
-    def _model_one(self, provider: str, id: str) -> Json:
-        model = self.catalogue.find(id, provider)
+    def _model_one(self, provider: str, name: str) -> Json:
+        model = self.catalogue.find(name, provider)
         if model is None:
-            raise ApiError(404, "not_found", f"model: {id}")
+            raise ApiError(404, "not_found", f"model: {name}")
         return messages.model_info(model) if provider == "anthropic" else openai.model_info(model)
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -385,7 +384,7 @@ def _account_name(key: str) -> str:
 async def _json_body(exchange: Exchange) -> Json:
     try:
         raw = await exchange.body(_MAX_BODY_BYTES)
-    except TooLarge as exc:
+    except BodyTooLargeError as exc:
         raise ApiError(413, "too_large", f"the request is larger than {_MAX_BODY_BYTES} bytes") from exc
     try:
         body = from_json(raw, allow_inf_nan=False)

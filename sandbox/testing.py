@@ -12,9 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,22 @@ class Running:
 
     def log(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the log entries numbered above `since`."""
-        with urllib.request.urlopen(f"{self.url}/log?since={since}", timeout=30) as answer:
-            return [json.loads(line) for line in answer.read().splitlines()]
+        return [json.loads(line) for line in self._ask("GET", f"/log?since={since}").splitlines()]
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, method=method)
+        return json.loads(self._ask(method, path, None if body is None else json.dumps(body).encode()))
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                raise ValueError(json.load(exc)["error"]) from exc
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(json.loads(content)["error"])
+        return content
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Other top-level folders of this repository have names (`workers`, `policies`) wh
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,10 @@ def main() -> int:
             return 1
         wheel = next(Path(folder).glob("*.whl"))
         names = zipfile.ZipFile(wheel).namelist()
-    complaints = []
-    for top in sorted({name.split("/")[0] for name in names}):
-        if top != "waybill" and not (top.startswith("waybill-") and top.endswith(".dist-info")):
-            complaints.append(f"{wheel.name} holds {top}, which every service that installs it would get")
+    strange = {name.split("/")[0] for name in names if not re.match(r"waybill(-[^/]+\.dist-info)?/", name)}
+    complaints = [
+        f"{wheel.name} holds {top}, which every service that installs it would get" for top in sorted(strange)
+    ]
     complaints += [
         f"{wheel.name} lacks {name}" for name in ("waybill/__init__.py", "waybill/py.typed") if name not in names
     ]

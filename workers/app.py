@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Sequence
 
 from celery import Celery
+from celery.signals import worker_ready
 
 from waybill.broker import celery_config
 from waybill.errors import ConfigError
@@ -45,7 +47,7 @@ def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurre
     app = make_app(settings, queues)
     limit = concurrency or settings.concurrency
     worker = app.Worker(
-        hostname=f"{name}@%h",
+        hostname=f"{name}@{os.uname().nodename}",
         pool=AsyncPool,
         concurrency=limit,
         queues=",".join(queues),
@@ -55,6 +57,8 @@ def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurre
         quiet=True,
         task_events=True,
     )
-    emit("worker.ready", queues=",".join(queues), concurrency=limit)
+    worker_ready.connect(
+        lambda **_: emit("worker.ready", queues=",".join(queues), concurrency=limit), weak=False, sender=None
+    )
     worker.start()
     return int(worker.exitcode or 0)

@@ -60,11 +60,13 @@ class LyingServer:
     """Attributes:
     script: What the next requests get; replaced by each test.
     requests: Everything that came, in order.
+    came: Set when the first request is there.
     gone: Set when a client closed its connection while the script was still busy with it.
     """
 
     script: Act
     requests: list[Request] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     at_once: int = 0
@@ -79,6 +81,7 @@ class LyingServer:
         try:
             while (request := await _read(reader)) is not None:
                 self.requests.append(request)
+                self.came.set()
                 self.at_once += 1
                 self.most_at_once = max(self.most_at_once, self.at_once)
                 try:
@@ -213,7 +216,7 @@ def _head(status: int, kind: str, headers: Mapping[str, str], length: int | None
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-# What honest answers look like -----------------------------------------------------------------------------------------
+# What honest answers look like --------------------------------------------------------------------------------------
 
 STOPS = {
     "anthropic": {"complete": "end_turn", "truncated": "max_tokens", "refused": "refusal", "unknown": "tired"},

@@ -42,7 +42,7 @@ def python(name: str, code: str, **options: object) -> Program:
 
 async def wait_until(happened: Callable[[], bool], what: str) -> None:
     deadline_s = time.monotonic() + DEADLINE_S
-    while not happened():  # noqa: ASYNC110 - what happens is in another process, no event tells of it
+    while not happened():
         assert time.monotonic() < deadline_s, f"not within {DEADLINE_S:.0f} s: {what}"
         await asyncio.sleep(0.01)
 

@@ -213,7 +213,7 @@ def _whole(call: Call, body: dict[str, Any], headers: httpx2.Headers, progress: 
         raise wire.wrong_type("the message", progress)
     reply = _Reply(progress)
     reply.model = wire.text_of(body.get("model"), "the model", progress)
-    reply.merge_usage(body.get("usage"))
+    reply.merge_usage(body.get("usage"), is_final=True)
     for block in body["content"]:
         if wire.mapping(block, "a content block", progress).get("type") == "text":
             reply.text.add(wire.text_of(block.get("text"), "a text block", progress))
@@ -247,20 +247,24 @@ class _Reply:
                 message = wire.mapping(event.get("message"), "the message", self._progress)
                 self._progress.began = True
                 self.model = wire.text_of(message.get("model"), "the model", self._progress)
-                self.merge_usage(message.get("usage"))
+                self.merge_usage(message.get("usage"), is_final=False)
             case "message_delta":
                 delta = wire.mapping(event.get("delta"), "a delta", self._progress)
                 self.stop_reason = delta.get("stop_reason") or self.stop_reason
-                self.merge_usage(event.get("usage"))
+                self.merge_usage(event.get("usage"), is_final=True)
             case "message_stop":
                 self.is_over = True
         return ""
 
-    def merge_usage(self, usage: object) -> None:
-        """Later counts replace earlier ones (they are cumulative), null ones do not."""
+    def merge_usage(self, usage: object, *, is_final: bool) -> None:
+        """Later counts replace earlier ones (they are cumulative), null ones do not.
+
+        Counts that are not final are not what was charged: an answer cut before them is booked as an estimate.
+        """
         if isinstance(usage, Mapping):
             self._usage.update({key: value for key, value in usage.items() if value is not None})
-            self._progress.usage = usage_of(self._usage)
+            if is_final:
+                self._progress.usage = usage_of(self._usage)
 
     def answer(self, headers: httpx2.Headers) -> Answer:
         """The answer, once it is over.

@@ -82,6 +82,8 @@ class Answer:
         limits: From the headers.
         first_token_s: Seconds from sending to the first piece of the answer; None when not streamed.
         confidence: Local models: log-probability of the answer (sum over tokens) or of the label; else None.
+        label_logprobs: Local models: log-probability of each label after the prompt, not normalized: what a running
+            calibration of the labels' prior needs. Empty elsewhere.
     """
 
     text: str
@@ -93,6 +95,7 @@ class Answer:
     limits: Limits = field(default_factory=Limits)
     first_token_s: float | None = None
     confidence: float | None = None
+    label_logprobs: Mapping[str, float] = field(default_factory=dict)
 
 
 class Provider(Protocol):

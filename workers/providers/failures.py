@@ -78,7 +78,7 @@ class Seen:
     Attributes:
         output: A piece of generated output was seen.
         started: The provider said that it began (for example `message_start`).
-        usage: What it said it charged so far.
+        usage: What it said it charged, once that was final.
         request_id: The provider's id of the request.
     """
 

@@ -60,7 +60,7 @@ class Progress:
         started_at: On the monotonic clock.
         output: Generated output was seen.
         began: The provider said that it began to answer.
-        usage: What it said it charged so far.
+        usage: What it said it charged, once that was final.
         request_id: Its id of the request.
         first_token_s: From sending to the first piece of text.
     """
