@@ -1,8 +1,8 @@
 """The answer book: recorded answers, found by a piece of the user's text.
 
-An entry is used when the request's user text contains its `match`; the longest match wins, and for the same match an
-entry for the very model before one for "*". An empty match fits every request. A later row replaces an earlier
-one with the same match and model.
+An entry is used when the request's user text contains its `match`; the longest match wins, and among matches of one
+length an entry for the very model before one for "*". An empty match fits every request. A later row replaces an
+earlier one with the same match and model.
 
 10,000 entries must not mean 10,000 searches per request, so each match is filed under one anchor that a text containing
 it must also contain: a whole word from inside the match (found with one pass over the words of the text), or,
@@ -65,13 +65,13 @@ class AnswerBook:
 
     def find(self, user_text: str, model: str) -> Answer | None:
         """Return the answer for this text and model, or None."""
-        for match in sorted(self._contained(user_text), key=len, reverse=True):
+        best: tuple[int, bool, str] = (0, False, "")
+        for match in self._contained(user_text):
             by_model = self._answers[match]
-            if answer := by_model.get(model) or by_model.get("*"):
-                return answer
-        if by_model := self._answers.get("", {}):
-            return by_model.get(model) or by_model.get("*")
-        return None
+            if model in by_model or "*" in by_model:
+                best = max(best, (len(match), model in by_model, match))
+        by_model = self._answers.get(best[2], {})
+        return by_model.get(model) or by_model.get("*")
 
     def _contained(self, text: str) -> Iterator[str]:
         if self._words:

@@ -61,7 +61,7 @@ class Chat:
             limit_key = "max_tokens"
         if body.get("n") not in (None, 1):
             raise invalid("Invalid 'n': the sandbox makes one choice.", param="n")
-        stream = openai.boolean(body, "stream")
+        stream = body.get("stream") is True
         options = body.get("stream_options")
         if options is not None and not stream:
             raise invalid(
@@ -78,7 +78,6 @@ class Chat:
             prompt.add_json(schema)
         _read_messages(body, prompt)
         openai.check_context(prompt.tokens, model)
-        stop = body.get("stop") or ()
         return Call(
             model=model,
             requested_model=body["model"],
@@ -88,13 +87,11 @@ class Chat:
             max_tokens=openai.allowance(body, limit_key, model),
             effort=effort,
             thinking_tokens=THINKING_TOKENS[effort],
-            stop_sequences=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_sequences=_stops(body),
             schema=schema,
             json_mode=json_mode,
             tools=tools,
-            forced_tool=openai.forced_tool(
-                body.get("tool_choice"), tools, lambda choice: (choice.get("function") or {}).get("name")
-            ),
+            forced_tool=openai.forced_tool(body.get("tool_choice"), tools, _named_function),
             tier=openai.tier_of(body),
             include_usage=bool((options or {}).get("include_usage")),
             cache=prompt.plan(body, asking, self._cache),
@@ -202,9 +199,22 @@ def _function(tool: Any, place: int) -> Any:
     return tool.get("function")
 
 
+def _named_function(choice: Json) -> Any:
+    function = choice.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _stops(body: Json) -> tuple[str, ...]:
+    stop = body.get("stop")
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+        raise invalid("Invalid type for 'stop': expected a string or an array of strings.", param="stop")
+    return tuple(stops)
+
+
 def _format(body: Json) -> tuple[Json | None, bool]:
     form = body.get("response_format")
-    kind = form.get("type") if isinstance(form, dict) else None
+    kind = form.get("type") if form else None
     if form is None or kind == "text":
         return None, False
     if kind == "json_object":

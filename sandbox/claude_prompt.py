@@ -131,7 +131,8 @@ class _PromptReader:
             where = f"{where}.cache_control"
         if not isinstance(control, dict) or control.get("type") != "ephemeral":
             raise invalid(f"{where}.type: Input should be 'ephemeral'")
-        ttl_s = _TTL_S.get(control.get("ttl") or "5m")
+        ttl = control.get("ttl") or "5m"
+        ttl_s = _TTL_S.get(ttl) if isinstance(ttl, str) else None
         if ttl_s is None:
             raise invalid(f"{where}.ttl: Input should be '5m' or '1h'")
         self._breakpoints += 1

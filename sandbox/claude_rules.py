@@ -7,6 +7,7 @@ from typing import Any
 from sandbox.content import THINKING_TOKENS
 from sandbox.exchange import Json, Tool, invalid
 from sandbox.models import Model
+from sandbox.schema import complaint
 
 VERSION = "2026-10-21"
 # OLD_VERSION: still spoken; sampling parameters are allowed at it.
@@ -15,6 +16,12 @@ _FIELDS = {
     "model", "max_tokens", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control",
     "stop_sequences", "metadata", "service_tier", "speed", "inference_geo", "diagnostics", "container", "stream",
     "user_profile_id", "workspace_id",
+}  # fmt: skip
+# What a field is, where another type would only fail later; null counts as absent.
+_SHAPES: dict[str, type] = {
+    "model": str, "messages": list, "tools": list, "tool_choice": dict, "thinking": dict, "output_config": dict,
+    "cache_control": dict, "stop_sequences": list, "stream": bool, "service_tier": str, "speed": str,
+    "inference_geo": str,
 }  # fmt: skip
 _SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -28,16 +35,11 @@ def check_fields(body: Json, version: str | None) -> None:
     for key in body:
         if key not in _FIELDS and key not in _SAMPLING:
             raise invalid(f"{key}: Extra inputs are not permitted")
-    if body.get("service_tier", "auto") not in ("auto", "standard_only"):
+    for key, shape in _SHAPES.items():
+        if body.get(key) is not None and not isinstance(body[key], shape):
+            raise invalid(f"{key}: Input should be a valid {shape.__name__}")
+    if (body.get("service_tier") or "auto") not in ("auto", "standard_only"):
         raise invalid("service_tier: Input should be 'auto' or 'standard_only'")
-
-
-def boolean(body: Json, key: str) -> bool:
-    """Return a flag that may be absent or null."""
-    value = body.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise invalid(f"{key}: Input should be a valid boolean")
-    return bool(value)
 
 
 def surcharge(body: Json, model: Model) -> int:
@@ -55,24 +57,23 @@ def surcharge(body: Json, model: Model) -> int:
 def stop_sequences(body: Json) -> tuple[str, ...]:
     """Return the texts that end an answer."""
     given = body.get("stop_sequences") or []
-    if not isinstance(given, list) or not all(isinstance(one, str) and one for one in given):
+    if not all(isinstance(one, str) and one for one in given):
         raise invalid("stop_sequences: each stop sequence must be a non-empty string")
     return tuple(given)
 
 
 def read_tools(body: Json) -> tuple[Tool, ...]:
     """Return the tools; server tools have no schema and are never called here."""
-    given = body.get("tools") or []
-    if not isinstance(given, list):
-        raise invalid("tools: Input should be a valid list")
     tools = []
-    for place, tool in enumerate(given):
+    for place, tool in enumerate(body.get("tools") or []):
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
             raise invalid(f"tools.{place}.name: Field required")
         schema = tool.get("input_schema")
         if tool.get("type", "custom") == "custom" and not isinstance(schema, dict):
             raise invalid(f"tools.{place}.input_schema: Field required")
-        tools.append(Tool(tool["name"], schema or {}))
+        if isinstance(schema, dict) and (wrong := complaint(schema)):
+            raise invalid(f"tools.{place}.input_schema: JSON schema is invalid: {wrong}")
+        tools.append(Tool(tool["name"], schema if isinstance(schema, dict) else {}))
     return tuple(tools)
 
 
@@ -81,7 +82,7 @@ def forced_tool(body: Json, model: Model, tools: tuple[Tool, ...]) -> str:
     choice = body.get("tool_choice")
     if choice is None:
         return ""
-    kind = choice.get("type") if isinstance(choice, dict) else None
+    kind = choice.get("type")
     if kind not in ("auto", "any", "tool", "none"):
         raise invalid("tool_choice.type: Input should be 'auto', 'any', 'tool' or 'none'")
     if kind in ("auto", "none"):
@@ -95,7 +96,7 @@ def forced_tool(body: Json, model: Model, tools: tuple[Tool, ...]) -> str:
         raise invalid("tool_choice: a tool is required but no tools were given")
     if kind == "any":
         return "*"
-    if choice.get("name") not in {tool.name for tool in tools}:
+    if choice.get("name") not in [tool.name for tool in tools]:
         raise invalid(f"tool_choice.name: tool {choice.get('name')!r} is not among the tools")
     return str(choice["name"])
 
@@ -103,8 +104,6 @@ def forced_tool(body: Json, model: Model, tools: tuple[Tool, ...]) -> str:
 def output_config(body: Json, model: Model) -> tuple[str, Json | None]:
     """Return the effort and, for structured output, the schema."""
     config = body.get("output_config") or {}
-    if not isinstance(config, dict):
-        raise invalid("output_config: Input should be an object")
     effort = config.get("effort") or model.default_effort
     if effort not in model.efforts:
         raise invalid(f"output_config.effort: Input should be one of {', '.join(model.efforts)}")
@@ -113,6 +112,8 @@ def output_config(body: Json, model: Model) -> tuple[str, Json | None]:
         return effort, None
     if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
         raise invalid("output_config.format: Input should be {type: 'json_schema', schema: {...}}")
+    if wrong := complaint(form["schema"]):
+        raise invalid(f"output_config.format.schema: JSON schema is invalid: {wrong}")
     _check_closed(form["schema"], "output_config.format.schema")
     return effort, form["schema"]
 
@@ -138,7 +139,7 @@ def read_thinking(body: Json, model: Model, effort: str, limit: int) -> tuple[in
     config = body.get("thinking")
     if config is None:
         return (THINKING_TOKENS[effort] if model.thinking in ("always", "on") else 0), False
-    kind = config.get("type") if isinstance(config, dict) else None
+    kind = config.get("type")
     if kind not in ("adaptive", "enabled", "disabled", "between_tools"):
         raise invalid("thinking.type: Input should be 'adaptive', 'enabled', 'disabled' or 'between_tools'")
     shown = config.get("display") == "summarized"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -95,6 +96,9 @@ def sandbox(
         _write_port(port_file, port)
     if not quiet:
         click.echo(_greeting(host, port, book, provider))
+    # uvicorn stops gracefully and then raises the signal again; as an exit it lets what follows run.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
     try:
         server_for(provider).run(sockets=[bound])
     finally:
@@ -104,6 +108,10 @@ def sandbox(
             port_file.unlink(missing_ok=True)
         if not quiet:
             click.echo(f"{provider.log.count} requests, bill {provider.bill.shown()['total_usd']} USD")
+
+
+def _exit(number: int, frame: object) -> None:  # noqa: ARG001 - a signal handler has these two
+    raise SystemExit(0)
 
 
 def _set_limit(provider: Sandbox, text: str, known: set[str]) -> None:

@@ -93,7 +93,7 @@ class Messages:
         return Call(
             model=model,
             requested_model=body["model"],
-            stream=rules.boolean(body, "stream"),
+            stream=body.get("stream") is True,
             user_text=user_text,
             prompt_tokens=total,
             max_tokens=limit,
@@ -113,6 +113,7 @@ class Messages:
     def count(self, body: Json, asking: Asking) -> int:
         """Return the prompt's tokens; for /v1/messages/count_tokens, which caches and bills nothing."""
         self.check_version(asking)
+        rules.check_fields(body, asking.version)
         model = self._model(body)
         blocks, _ = read_prompt(body, model)
         return sum(block.tokens for block in blocks)

@@ -93,13 +93,15 @@ def _claude(name: str, prices: str, limit_class: str, **row: Any) -> Model:
 
 
 def _gpt(name: str, prices: str, **row: Any) -> Model:
-    """A GPT row: above 272,000 prompt tokens the prompt costs double and the output 1.5 times."""
+    """A GPT row: above 272,000 prompt tokens the prompt costs double and the output 1.5 times, where so much fits."""
     row.setdefault("context", 1_050_000)
     row.setdefault("limit_class", name)
     base = _prices(prices)
     if not row.get("charges_writes", True):
         base = replace(base, write_short=base.input, write_long=base.input)
-    return Model(id=name, provider="openai", prices=base, long_prices=base.times("2", "1.5"), long_above=272_000, **row)
+    if row["context"] > 1_000_000:
+        row |= {"long_prices": base.times("2", "1.5"), "long_above": 272_000}
+    return Model(id=name, provider="openai", prices=base, **row)
 
 
 _FABLE = {"thinking": "always", "default_effort": "high", "forced_tools": False}

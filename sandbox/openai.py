@@ -13,6 +13,7 @@ from sandbox import tokens
 from sandbox.exchange import ApiError, Asking, Json, Tool, invalid
 from sandbox.models import Catalogue, Model
 from sandbox.promptcache import Plan, PromptCache
+from sandbox.schema import complaint
 
 _TYPES = {
     "invalid_request": "invalid_request_error",
@@ -79,11 +80,22 @@ def find_model(body: Json, catalogue: Catalogue) -> Model:
     return model
 
 
+# What a field is on either endpoint, where another type would only fail later; null counts as absent.
+_SHAPES: dict[str, type] = {
+    "messages": list, "tools": list, "stream": bool, "stream_options": dict, "response_format": dict, "text": dict,
+    "reasoning": dict, "reasoning_effort": str, "service_tier": str, "prompt_cache_key": str,
+    "prompt_cache_options": dict, "instructions": str, "metadata": dict,
+}  # fmt: skip
+
+
 def check_fields(body: Json, known: Iterable[str]) -> None:
-    """Refuse a parameter the endpoint does not have."""
-    for key in body:
+    """Refuse a parameter the endpoint does not have, or one of another type."""
+    for key, value in body.items():
         if key not in known:
             raise invalid(f"Unknown parameter: '{key}'.", param=key, code="unknown_parameter")
+        shape = _SHAPES.get(key)
+        if shape is not None and value is not None and not isinstance(value, shape):
+            raise invalid(f"Invalid type for '{key}': expected {shape.__name__}.", param=key, code="invalid_type")
 
 
 def effort_of(given: Any, model: Model, param: str) -> str:
@@ -142,21 +154,16 @@ def tier_of(body: Json) -> str:
     return TIERS[asked]
 
 
-def boolean(body: Json, key: str) -> bool:
-    """Return a flag that may be absent or null."""
-    value = body.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise invalid(f"Invalid type for '{key}': expected a boolean.", param=key, code="invalid_type")
-    return bool(value)
-
-
 def read_tool(tool: Any, place: int) -> Tool:
     """Return a function tool; `tool` has name and parameters at its top."""
     name = tool.get("name") if isinstance(tool, dict) else None
     if not isinstance(name, str) or not name:
         raise invalid(f"Missing required parameter: 'tools[{place}].name'.", param=f"tools[{place}].name")
     parameters = tool.get("parameters")
-    return Tool(name, parameters if isinstance(parameters, dict) else {})
+    parameters = parameters if isinstance(parameters, dict) else {}
+    if wrong := complaint(parameters):
+        raise invalid(f"Invalid schema for function '{name}': {wrong}", param=f"tools[{place}].parameters")
+    return Tool(name, parameters)
 
 
 def forced_tool(choice: Any, tools: tuple[Tool, ...], name_of: Callable[[Json], Any]) -> str:
@@ -168,7 +175,7 @@ def forced_tool(choice: Any, tools: tuple[Tool, ...], name_of: Callable[[Json], 
     if choice == "required":
         return "*"
     name = name_of(choice) if isinstance(choice, dict) else None
-    if name not in {tool.name for tool in tools}:
+    if name not in [tool.name for tool in tools]:
         raise invalid(f"Tool choice {name!r} not found in 'tools' parameter.", param="tool_choice")
     return str(name)
 
@@ -179,6 +186,9 @@ def read_schema(form: Any, param: str) -> Json:
         raise invalid(f"Missing required parameter: '{param}.schema'.", param=f"{param}.schema")
     if not isinstance(form.get("name"), str) or not form["name"]:
         raise invalid(f"Missing required parameter: '{param}.name'.", param=f"{param}.name")
+    if wrong := complaint(form["schema"]):
+        message = f"Invalid schema for response_format '{form['name']}': {wrong}"
+        raise invalid(message, param=param, code="invalid_json_schema")
     if form.get("strict"):
         _check_strict(form["schema"], param, form["name"], "()")
     return dict(form["schema"])
@@ -231,7 +241,8 @@ class Prompt:
         if mark is not None:
             if not isinstance(mark, dict) or mark.get("mode") != "explicit":
                 raise invalid("prompt_cache_breakpoint.mode must be 'explicit'.", param="prompt_cache_breakpoint")
-            self._breakpoints.append((self._size, _TTL_S.get(mark.get("ttl") or "")))
+            ttl = mark.get("ttl")
+            self._breakpoints.append((self._size, _TTL_S.get(ttl) if isinstance(ttl, str) else None))
 
     def add_json(self, value: Any) -> None:
         """Add something that is not text: tools, schemas, calls."""
@@ -261,7 +272,7 @@ class Prompt:
         model = self._model
         options = body.get("prompt_cache_options") or {}
         mode, ttl = options.get("mode", "implicit"), options.get("ttl", "30m")
-        if mode not in ("implicit", "explicit") or ttl not in _TTL_S:
+        if mode not in ("implicit", "explicit") or ttl not in list(_TTL_S):
             raise invalid(
                 "prompt_cache_options takes mode implicit|explicit and ttl 30m|12h.", param="prompt_cache_options"
             )

@@ -66,7 +66,7 @@ class Responses:
         return Call(
             model=model,
             requested_model=body["model"],
-            stream=openai.boolean(body, "stream"),
+            stream=body.get("stream") is True,
             user_text=prompt.user_text,
             prompt_tokens=prompt.tokens,
             max_tokens=openai.allowance(body, "max_output_tokens", model),
@@ -254,7 +254,7 @@ def _function(tool: Any, place: int) -> Any:
 
 def _format(body: Json) -> tuple[Json | None, bool]:
     text = body.get("text") or {}
-    form = text.get("format") if isinstance(text, dict) else None
+    form = text.get("format")
     kind = form.get("type") if isinstance(form, dict) else None
     if form is None or kind == "text":
         return None, False

@@ -8,15 +8,37 @@ are stand-ins. Deterministic: the same schema and text give the same instance.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from pydantic_core import from_json, to_json
 
 _DATE = re.compile(r"\b(\d{4}-\d{2}-\d{2}|\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4})\b")
 _ISO_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 _MAX_DEPTH = 12
+# However much a schema asks for.
+_MAX_ITEMS = 100
+_MAX_LENGTH = 10_000
 _MAX_TEXT = 20_000
+
+
+def complaint(schema: dict[str, Any]) -> str | None:
+    """Return what is wrong with a JSON schema (draft 2020-12), or None; remembered, since clients repeat theirs."""
+    return _complaint(to_json(schema))
+
+
+@lru_cache(maxsize=1024)
+def _complaint(written: bytes) -> str | None:
+    try:
+        Draft202012Validator.check_schema(from_json(written))
+    except SchemaError as exc:
+        return f"{'.'.join(str(part) for part in exc.absolute_path) or 'schema'}: {exc.message}"[:300]
+    return None
 
 
 def fill(schema: dict[str, Any], text: str) -> Any:
@@ -48,7 +70,7 @@ class _Filler:
                 properties = schema.get("properties") or {}
                 return {key: self.value(inner, key, depth + 1) for key, inner in properties.items()}
             case "array":
-                count = max(1, int(schema.get("minItems", 1))) if schema.get("maxItems", 1) else 0
+                count = min(_MAX_ITEMS, max(1, int(schema.get("minItems", 1)))) if schema.get("maxItems", 1) else 0
                 return [self.value(schema.get("items", {}), name, depth + 1) for _ in range(count)]
             case "boolean":
                 return self._boolean(name)
@@ -109,7 +131,8 @@ class _Filler:
                 found = email[0]
             else:
                 found = self._lines[0] if self._lines else name
-        least, most = int(schema.get("minLength", 0)), int(schema.get("maxLength", 200))
+        least = min(_MAX_LENGTH, int(schema.get("minLength", 0)))
+        most = int(schema.get("maxLength", max(least, 200)))
         return found[:most].ljust(least, ".")
 
     def _number(self, name: str) -> float:

@@ -1,6 +1,6 @@
 """A server on loopback that says exactly what a test tells it to, byte for byte, truth or not, in both wire dialects.
 
-The sandbox is the honest peer; this is for what no honest server sends: resets, half bodies, HTML, wrong types, silence.
+The sandbox is the honest peer; this is for what no honest server sends: resets, half bodies, wrong types, silence.
 It runs on the test's own loop. Each connection serves any number of requests; `script` decides what each one gets.
 """
 

@@ -1,4 +1,4 @@
-"""What the HTTP adapters make of answers that are wrong: every fault becomes its class and code, none becomes success."""
+"""What the HTTP adapters make of wrong answers: every fault becomes its class and code, none becomes success."""
 
 from __future__ import annotations
 
@@ -288,11 +288,11 @@ async def test_a_body_shorter_than_promised_is_broken(lane: Lane) -> None:
 
 
 WRONG_TYPES: list[Callable[[str], Any]] = [
-    lambda dialect: [],
-    lambda dialect: "text",
-    lambda dialect: None,
-    lambda dialect: {},
-    lambda dialect: {"error": {"message": "an error with 200"}},
+    lambda _: [],
+    lambda _: "text",
+    lambda _: None,
+    lambda _: {},
+    lambda _: {"error": {"message": "an error with 200"}},
     lambda dialect: lie.message(dialect, "x", type="error", object="list"),
     lambda dialect: lie.message(dialect, "x", content="text", choices="text"),
     lambda dialect: lie.message(dialect, "x", content=["text"], choices=["text"]),
@@ -359,9 +359,23 @@ NONSENSE: list[Any] = [
     {"input_tokens": True, "output_tokens": 2, "prompt_tokens": True, "completion_tokens": 2},
     {"input_tokens": 10**30, "output_tokens": 2, "prompt_tokens": 10**30, "completion_tokens": 2},
     {"input_tokens": 10, "output_tokens": None, "prompt_tokens": 10, "completion_tokens": None},
-    {"input_tokens": 10, "output_tokens": 5, "cache_creation": 7, "prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": 7},
-    {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": -1, "prompt_tokens": 1, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 2}},
-]  # fmt: skip
+    {
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cache_creation": 7,
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": 7,
+    },
+    {
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cache_read_input_tokens": -1,
+        "prompt_tokens": 1,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    },
+]
 
 
 @pytest.mark.parametrize("counts", NONSENSE)
@@ -384,9 +398,12 @@ async def test_a_stream_that_ends_in_the_middle_is_never_success_and_was_paid(la
     lane.server.script = lie.sse(everything[:upto], end=end)
     pieces: list[str | Answer] = []
 
-    with pytest.raises(ProviderError) as caught:
+    async def read() -> None:
         async for item in lane.provider.stream(replace(lane.call, idle_timeout_s=0.3)):
             pieces.append(item)  # noqa: PERF401 - what came before the error matters
+
+    with pytest.raises(ProviderError) as caught:
+        await read()
 
     assert pieces == ["half", " a "]
     wanted = {

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import anthropic
+import httpx2
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
@@ -131,9 +132,7 @@ def test_thinking_is_spent_first_and_may_leave_no_text(claude: Anthropic) -> Non
 
 
 def test_thinking_switched_off_on_haiku_costs_nothing(claude: Anthropic) -> None:
-    message = claude.messages.create(
-        model=HAIKU, max_tokens=900, messages=user("Hi"), thinking={"type": "disabled"}
-    )  # fmt: skip
+    message = claude.messages.create(model=HAIKU, max_tokens=900, messages=user("Hi"), thinking={"type": "disabled"})
 
     assert message.usage.output_tokens_details is not None
     assert message.usage.output_tokens_details.thinking_tokens == 0
@@ -143,7 +142,7 @@ def test_thinking_switched_off_on_haiku_costs_nothing(claude: Anthropic) -> None
 def test_a_stop_sequence_ends_the_answer(claude: Anthropic) -> None:
     message = claude.messages.create(
         model=HAIKU, max_tokens=900, messages=user("count to ten"), stop_sequences=["four"]
-    )  # fmt: skip
+    )
 
     assert (text_of(message), message.stop_reason, message.stop_sequence) == ("one two three ", "stop_sequence", "four")
 
@@ -220,10 +219,16 @@ def test_an_unknown_model_is_a_404_and_costs_nothing(claude: Anthropic, box: Run
 
 
 def test_keys_are_not_checked_but_one_must_be_sent(box: Running) -> None:
-    for key in (" ", "invalid-1"):
-        with Anthropic(base_url=box.url, api_key=key, max_retries=0) as client:
-            with pytest.raises(anthropic.AuthenticationError):
-                client.messages.create(model=HAIKU, max_tokens=10, messages=user("Hi"))
+    body: dict[str, Any] = {"model": HAIKU, "max_tokens": 10, "messages": user("Hi")}
+    bare = httpx2.post(f"{box.url}/v1/messages", json=body, headers={"anthropic-version": "2026-10-21"})
+    with (
+        Anthropic(base_url=box.url, api_key="invalid-1", max_retries=0) as client,
+        pytest.raises(anthropic.AuthenticationError),
+    ):
+        client.messages.create(**body)
+
+    assert bare.status_code == 401
+    assert bare.json()["error"]["type"] == "authentication_error"
 
 
 def test_a_request_without_a_version_is_refused(claude: Anthropic) -> None:
@@ -307,7 +312,9 @@ def test_a_prefix_is_written_once_read_again_and_lost_after_its_time(claude: Ant
     box.advance(301)
     third = claude.messages.create(**ask).usage
 
-    assert first.cache_creation_input_tokens == second.cache_read_input_tokens == third.cache_creation_input_tokens > 0
+    assert (
+        first.cache_creation_input_tokens == second.cache_read_input_tokens == third.cache_creation_input_tokens == 2004
+    )
     assert first.cache_read_input_tokens == second.cache_creation_input_tokens == 0
     assert first.input_tokens == second.input_tokens
     assert first.cache_creation is not None
@@ -335,7 +342,7 @@ def test_automatic_caching_marks_the_last_block(claude: Anthropic) -> None:
 
     first, second = claude.messages.create(**ask).usage, claude.messages.create(**ask).usage
 
-    assert first.cache_creation_input_tokens == second.cache_read_input_tokens > 0
+    assert first.cache_creation_input_tokens == second.cache_read_input_tokens == 2004
     assert (first.input_tokens, second.input_tokens) == (0, 0)
 
 
@@ -345,7 +352,7 @@ def test_warming_generates_nothing(claude: Anthropic) -> None:
     after = claude.messages.create(model=HAIKU, max_tokens=500, messages=user("."), system=system)
 
     assert (warm.content, warm.usage.output_tokens) == ([], 0)
-    assert after.usage.cache_read_input_tokens == warm.usage.cache_creation_input_tokens > 0
+    assert after.usage.cache_read_input_tokens == warm.usage.cache_creation_input_tokens == 2004
 
 
 def test_below_the_models_minimum_nothing_happens(claude: Anthropic) -> None:

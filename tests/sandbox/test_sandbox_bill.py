@@ -88,5 +88,5 @@ def test_more_output_never_costs_less(name: str, usage: Usage) -> None:
 
 def test_money_is_shown_without_an_exponent() -> None:
     assert plain(Decimal("1e-7")) == "0.0000001"
-    assert plain(Decimal("100")) == "100"
+    assert plain(Decimal(100)) == "100"
     assert plain(Decimal("0E-9")) == "0"

@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -86,11 +87,12 @@ async def test_the_async_sdk_works_too(box: Running) -> None:
 def test_structured_output_on_both_endpoints(gpt: OpenAI) -> None:
     text = "Company: ACME\nTotal: 9.90"
     named: Any = {"name": "receipt", "strict": True, "schema": SCHEMA}
+    form: Any = {"format": {"type": "json_schema", **named}}
 
     chat = gpt.chat.completions.create(
         model=LUNA, messages=user(text), response_format={"type": "json_schema", "json_schema": named}
     )
-    response = gpt.responses.create(model=LUNA, input=text, text={"format": {"type": "json_schema", **named}})
+    response = gpt.responses.create(model=LUNA, input=text, text=form)
 
     assert json.loads(chat.choices[0].message.content or "") == {"company": "ACME", "total": 9.9}
     assert json.loads(response.output_text) == {"company": "ACME", "total": 9.9}
@@ -280,9 +282,13 @@ def test_older_models_cache_without_a_charge(gpt: OpenAI) -> None:
     assert second.prompt_tokens_details.cached_tokens == 1408
 
 
-def test_a_missing_key_is_a_401(box: Running) -> None:
-    with OpenAI(base_url=box.openai_url, api_key="invalid", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError) as refused:
-            client.models.list()
+def test_a_missing_or_bad_key_is_a_401(box: Running) -> None:
+    bare = httpx2.get(f"{box.openai_url}/models")
+    with (
+        OpenAI(base_url=box.openai_url, api_key="invalid", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as refused,
+    ):
+        client.models.list()
 
+    assert bare.status_code == 401
     assert refused.value.code == "invalid_api_key"

@@ -6,7 +6,12 @@ import ast
 import asyncio
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
@@ -62,6 +67,30 @@ def test_the_program_serves_both_sdks_and_logs_to_its_file(tmp_path: Path) -> No
     assert (entry["job"], entry["attempt"], entry["delivered"], entry["usd"]) == ("job-1", "2", True, "0.00002")
     assert entry["text_sha256"] == hashlib.sha256(b"ping me").hexdigest()
     assert "ping me" not in json.dumps(entry)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly_and_it_says_what_it_would_have_cost(tmp_path: Path, stop: signal.Signals) -> None:
+    port_file = tmp_path / "port"
+    arguments = ["--port", "0", "--port-file", str(port_file), "--latency", "none"]
+    repository = Path(sandbox.__path__[0]).parent
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandbox", *arguments], cwd=repository, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        greeting = [process.stdout.readline() for _ in range(7)]
+        port = int(port_file.read_text("ascii"))
+        with Anthropic(base_url=f"http://127.0.0.1:{port}", api_key="sandbox-1", max_retries=0) as client:
+            client.messages.create(model=HAIKU, max_tokens=0, messages=[{"role": "user", "content": "Hi"}])
+        process.send_signal(stop)
+        last = process.stdout.read()
+        status = process.wait(20)
+
+    assert f"base_url='http://127.0.0.1:{port}/v1'" in "".join(greeting)
+    assert status == 0
+    # "Hi" is 4 tokens here at 0.10 USD per million.
+    assert last.splitlines()[-1] == "1 requests, bill 0.0000004 USD"
+    assert not port_file.exists()
 
 
 @pytest.mark.parametrize(
@@ -156,8 +185,6 @@ def test_memory_keeps_only_the_latest_lines() -> None:
 
 
 def test_the_bill_is_the_sum_of_the_log(box: Running, claude: Anthropic, gpt: OpenAI) -> None:
-    from decimal import Decimal
-
     for number in range(5):
         claude.messages.create(model=HAIKU, max_tokens=900, messages=[{"role": "user", "content": f"Hi {number}"}])
         gpt.responses.create(model="gpt-6-luna", input=f"Hi {number}", service_tier="flex" if number % 2 else "default")
@@ -174,14 +201,14 @@ def test_latency_words() -> None:
 
 async def test_side_by_side_requests_with_a_new_prefix_all_pay_the_write(box: Running) -> None:
     box.latency("fixed:200ms")
-    system = [{"type": "text", "text": "p" * 5000, "cache_control": {"type": "ephemeral"}}]
+    system: list[Any] = [{"type": "text", "text": "p" * 5000, "cache_control": {"type": "ephemeral"}}]
 
     async with AsyncAnthropic(base_url=box.url, api_key="sandbox-1", max_retries=0) as client:
 
         async def ask() -> int:
             message = await client.messages.create(
-                model=HAIKU, max_tokens=900, system=system, messages=[{"role": "user", "content": "Hi"}]  # type: ignore[arg-type]
-            )  # fmt: skip
+                model=HAIKU, max_tokens=900, system=system, messages=[{"role": "user", "content": "Hi"}]
+            )
             return message.usage.cache_read_input_tokens or 0
 
         together = await asyncio.gather(*(ask() for _ in range(4)))
@@ -195,9 +222,7 @@ def test_two_sandboxes_never_share_a_request_id() -> None:
     ids = set()
     for _ in range(2):
         with running() as box, Anthropic(base_url=box.url, api_key="sandbox-1", max_retries=0) as client:
-            message = client.messages.create(
-                model=HAIKU, max_tokens=10, messages=[{"role": "user", "content": "Hi"}]
-            )  # fmt: skip
+            message = client.messages.create(model=HAIKU, max_tokens=10, messages=[{"role": "user", "content": "Hi"}])
             ids.add(message.id)
 
     assert len(ids) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,11 +133,26 @@ def test_reads_and_writes_never_exceed_the_prompt_and_nothing_is_read_that_was_n
         written |= {contents[: n + 1] for n, (_, ttl_s) in enumerate(request) if ttl_s and n >= 1}
 
 
-def stream(cache: PromptCache, prompt: bytes, now_ns: int = 0, **options: object) -> Plan:
+def stream(
+    cache: PromptCache,
+    prompt: bytes,
+    *,
+    implicit: bool = True,
+    breakpoints: Sequence[tuple[int, int]] = (),
+    charged: bool = True,
+) -> Plan:
     plan = cache.plan_stream(
-        "a/m", prompt, bytes_per_token=4.0, minimum=1024, now_ns=now_ns, ttl_s=1800, **options  # type: ignore[arg-type]
-    )  # fmt: skip
-    cache.commit(plan, now_ns)
+        "a/m",
+        prompt,
+        bytes_per_token=4.0,
+        minimum=1024,
+        now_ns=0,
+        ttl_s=1800,
+        implicit=implicit,
+        breakpoints=breakpoints,
+        charged=charged,
+    )
+    cache.commit(plan, 0)
     cache.begin(plan)
     return plan
 

@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from waybill import embedded
-from waybill.embedded import account, keeper, postgres
+from waybill.embedded import account, home, keeper, postgres
 from waybill.embedded.account import Account
 
 OWNER_PROGRAM = Path(__file__).with_name("own_services.py")
@@ -39,8 +39,17 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a
 
 
 @pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    return tmp_path / "state with space"
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def state_dir(open_folder: Path) -> Path:
+    return open_folder / "state with space"
 
 
 class Owner:
@@ -114,6 +123,11 @@ def gone(pid: int) -> bool:
     return keeper.started_at(pid) is None
 
 
+def data_of(state_dir: Path) -> Path:
+    """Where the rows are: in the state folder, or outside of it where Postgres' account cannot get there."""
+    return next(path for path in (state_dir / "pg", home.outside(state_dir.resolve()) / "pg") if path.is_dir())
+
+
 def query(url: str | None, statement: str) -> list[tuple[Any, ...]]:
     assert url
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
@@ -153,6 +167,7 @@ def test_servers_are_set_for_safety_over_speed(state_dir: Path) -> None:
     assert settings["maxmemory-policy"] == "noeviction"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks at command lines in /proc")
 def test_only_loopback_and_only_with_the_password(state_dir: Path) -> None:
     with embedded.services(state_dir) as services:
         database, queue = urlsplit(services.database_url or ""), urlsplit(services.redis_url or "")
@@ -165,14 +180,18 @@ def test_only_loopback_and_only_with_the_password(state_dir: Path) -> None:
         ):
             stranger.ping()
 
-        listing = subprocess.run(["ps", "-A", "-o", "command="], capture_output=True, text=True, check=True).stdout
-        assert "waybill" in listing or "valkey-server" in listing
+        listing = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in services.pids().values())
+        assert "valkey-server" in listing
         for part in (database, queue):
             assert part.password
             assert part.password not in listing
-        assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
-        assert stat.S_IMODE((state_dir / "run.json").stat().st_mode) == 0o600
-        assert stat.S_IMODE((state_dir / "pg.password").stat().st_mode) == 0o600
+        assert state_dir.stat().st_mode & 0o067 == 0
+        secrets = [
+            state_dir / "run.json",
+            state_dir / "valkey" / "valkey.conf",
+            data_of(state_dir).with_name("pg.password"),
+        ]
+        assert [stat.S_IMODE(path.stat().st_mode) for path in secrets] == [0o600] * 3
 
 
 def test_each_service_can_be_left_out(state_dir: Path) -> None:
@@ -241,12 +260,22 @@ def test_start_ends_a_server_that_an_earlier_run_left(state_dir: Path) -> None:
     with embedded.services(state_dir, redis=False):
         pass
     folder = postgres.prepare(state_dir)
-    orphan = subprocess.Popen(folder.argv(free_port()), stderr=subprocess.DEVNULL, env=account.server_environment())
-    wait_until(lambda: folder.served_port() is not None, "the orphan serves")
+    orphan = subprocess.Popen(
+        folder.argv(free_port()),
+        stderr=subprocess.DEVNULL,
+        env=account.server_environment(),
+        user=folder.account.uid,
+        group=folder.account.uid,
+    )
+    try:
+        wait_until(lambda: folder.served_port() is not None, "the orphan serves")
 
-    with embedded.services(state_dir, redis=False) as services:
-        assert orphan.wait(DEADLINE_S) == 0
-        assert query(services.database_url, "select 1") == [(1,)]
+        with embedded.services(state_dir, redis=False) as services:
+            assert orphan.wait(DEADLINE_S) == 0
+            assert query(services.database_url, "select 1") == [(1,)]
+    finally:
+        orphan.kill()
+        orphan.wait()
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey"])
@@ -299,34 +328,54 @@ def test_works_below_a_closed_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
-@root_only
-def test_root_without_user_namespaces_becomes_nobody_in_a_folder_both_reach(
-    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine (most containers) on which `unshare` is refused."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "unshare").write_text("#!/bin/sh\nexit 1\n")
     (programs / "unshare").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    outside = Path(tempfile.mkdtemp())
-    outside.chmod(0o755)
-    monkeypatch.setattr(postgres, "ROOT_ONLY_HOME", outside)
-    try:
+
+
+@root_only
+@pytest.mark.usefixtures("no_namespaces")
+def test_root_without_user_namespaces_serves_as_nobody(state_dir: Path) -> None:
+    for _ in range(2):
         with embedded.services(state_dir) as services:
-            query(services.database_url, "create table freight as select 7 as id")
+            query(services.database_url, "create table if not exists freight as select 7 as id")
+            assert query(services.database_url, "select id from freight") == [(7,)]
             server = services.pids()["postgres"]
             assert Path(f"/proc/{server}").stat().st_uid != 0
         assert gone(server)
-        with embedded.services(state_dir) as services:
+    assert (state_dir / "pg").is_dir()
+    assert stat.S_IMODE(state_dir.stat().st_mode) == 0o710
+
+
+@root_only
+@pytest.mark.usefixtures("no_namespaces")
+def test_nobody_serves_from_outside_where_the_state_folder_is_closed_to_it(
+    tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "OUTSIDE", open_folder)
+    tmp_path.chmod(0o700)
+    state_dir = tmp_path / "state"
+    for _ in range(2):
+        with embedded.services(state_dir, redis=False) as services:
+            query(services.database_url, "create table if not exists freight as select 7 as id")
             assert query(services.database_url, "select id from freight") == [(7,)]
-    finally:
-        shutil.rmtree(outside)
+    assert not (state_dir / "pg").exists()
+    assert (home.outside(state_dir) / "pg").is_dir()
+
+    shutil.rmtree(state_dir)
+    with embedded.services(state_dir.with_name("another"), redis=False):
+        assert not home.outside(state_dir).exists()
 
 
 def test_folder_of_another_postgres_version_is_refused(state_dir: Path) -> None:
     with embedded.services(state_dir, redis=False):
         pass
-    (state_dir / "pg" / "PG_VERSION").write_text("9\n")
+    (data_of(state_dir) / "PG_VERSION").write_text("9\n")
 
     with (
         pytest.raises(
@@ -347,7 +396,7 @@ def test_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_broken_data_folder_is_one_line_and_leaves_nothing_running(state_dir: Path) -> None:
     with embedded.services(state_dir):
         pass
-    (state_dir / "pg" / "global" / "pg_control").unlink()
+    (data_of(state_dir) / "global" / "pg_control").unlink()
 
     with (
         pytest.raises(embedded.EmbeddedError, match=r"does not start: .*pg_control") as refused,

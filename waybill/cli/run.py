@@ -104,11 +104,28 @@ async def _run(spec: BatchSpec, settings: Settings) -> BatchOutcome:
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    client = AsyncClient(
-        settings.require_database_url(), settings.require_redis_url(), broker_url=settings.require_broker_url()
-    )
+    database_url, redis_url = _service_urls(settings)
+    broker_url = settings.broker_url.get_secret_value() if settings.broker_url else redis_url
+    client = AsyncClient(database_url, redis_url, broker_url=broker_url)
     async with client:
         return await batch.run(spec, client, for_stream(sys.stderr), stop=stop)
+
+
+def _service_urls(settings: Settings) -> tuple[str, str]:
+    """Postgres and Redis: as the environment names them, else those of a `waybill up` that runs in the state folder.
+
+    Raises:
+        ConfigError: Neither.
+    """
+    from waybill.embedded.folder import StateFolder, lives
+
+    database_url = settings.database_url.get_secret_value() if settings.database_url else None
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    if database_url is None or redis_url is None:
+        record = StateFolder(settings.state_dir.absolute()).record()
+        if record is not None and record["ready"] and lives(record["owner"]):
+            database_url, redis_url = database_url or record["database_url"], redis_url or record["redis_url"]
+    return database_url or settings.require_database_url(), redis_url or settings.require_redis_url()
 
 
 def _tell(outcome: BatchOutcome, report_file: Path | None) -> None:

@@ -49,14 +49,12 @@ class Account:
         if self.uid is not None:
             os.chown(path, self.uid, self.uid)
 
-    def reaches(self, path: Path) -> bool:
-        """Whether a program under this account gets to `path` through all the folders above it and may read it."""
-        return self.run("test", "-r", path, "-a", "-x", path).returncode == 0
+    def can_run(self, program: Path) -> bool:
+        """Whether the account gets to `program` through all the folders above it, and may run it."""
+        return self.run("test", "-r", program, "-a", "-x", program).returncode == 0
 
-    def can_own(self, folder: Path) -> bool:
-        """Whether files below `folder`, made by us and handed over, could be used by the account."""
-        if self.uid is None:
-            return self.reaches(folder) and self.run("test", "-w", folder).returncode == 0
+    def traverses(self, folder: Path) -> bool:
+        """Whether the account gets through `folder` to what it owns below it."""
         return self.run("test", "-x", folder).returncode == 0
 
 

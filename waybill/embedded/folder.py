@@ -1,6 +1,6 @@
 """The state folder: who may be in it, who holds it, and what is written down about the servers in it.
 
-state_dir/ (0700)
+state_dir/ (0700, or 0710: see home.py)
     lock                     held by the keeper for as long as its servers run
     run.json                 owner, keeper, server processes, URLs (0600: it holds the passwords)
     pg/, pg.password         Postgres
@@ -93,8 +93,8 @@ def opened(state_dir: Path) -> StateFolder:
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = state_dir.resolve()
-        path.chmod(0o700)
-        (path / "logs").mkdir(exist_ok=True)
+        path.chmod(path.stat().st_mode & 0o710 | 0o700)  # `home.py` may have let one group pass through
+        (path / "logs").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise EmbeddedError(
             f"cannot use {state_dir} for the embedded servers ({error.strerror}); "

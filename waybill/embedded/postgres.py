@@ -7,7 +7,6 @@ first start can spoil the folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -15,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from waybill.embedded import account as accounts
+from waybill.embedded import home as homes
 from waybill.embedded.binaries import PostgresBinaries, find_postgres
 from waybill.embedded.errors import EmbeddedError
 
 USER = "waybill"
 DATABASE = "waybill"
 MAX_CONNECTIONS = 100
-#: Where the data goes when the account cannot reach the state folder (root without user namespaces, below a 0700
-#: folder).
-ROOT_ONLY_HOME = Path("/var/lib")
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,17 @@ class PostgresFolder:
 
 
 def prepare(state_dir: Path) -> PostgresFolder:
-    """The data folder below `state_dir`, made if it is not there yet.
+    """The data folder for `state_dir`, made if it is not there yet.
 
     Raises:
         EmbeddedError: No binaries, another major version wrote the folder, or `initdb` failed.
     """
     binaries = find_postgres()
     account = accounts.choose()
-    home = state_dir if account.can_own(state_dir) else _home_outside(state_dir)
-    if not account.reaches(binaries.postgres):
-        binaries = _copied(binaries, home)
+    home = homes.find(state_dir, account)
+    binaries = homes.reachable(binaries, account, home)
     data = home / "pg"
-    password_file = state_dir / "pg.password"
+    password_file = home / "pg.password"
     if not data.is_dir():
         _initialise(binaries, account, data, password_file)
     written_by = (data / "PG_VERSION").read_text().strip()
@@ -87,13 +83,13 @@ def prepare(state_dir: Path) -> PostgresFolder:
     if written_by != str(major):
         raise EmbeddedError(
             f"{data} was written by Postgres {written_by} and the binaries here are {major}; "
-            f"delete {state_dir} to begin anew, or set WAYBILL_DATABASE_URL"
+            f"delete {data} to begin anew, or set WAYBILL_DATABASE_URL"
         )
     try:
         password = password_file.read_text().strip()
     except FileNotFoundError:
         raise EmbeddedError(
-            f"{password_file} is gone, so {data} cannot be opened; delete {state_dir} to begin anew"
+            f"{password_file} is gone, so {data} cannot be opened; delete {data} to begin anew"
         ) from None
     return PostgresFolder(binaries=binaries, account=account, data=data, password=password)
 
@@ -101,7 +97,7 @@ def prepare(state_dir: Path) -> PostgresFolder:
 def leftovers(state_dir: Path) -> list[tuple[int, Path]]:
     """Pid and data folder of each `postmaster.pid` that an earlier run left, whether that process is alive or not."""
     found = []
-    for home in (state_dir, _outside_path(state_dir)):
+    for home in (state_dir, homes.outside(state_dir)):
         lines = _pid_file_lines(home / "pg")
         if lines and lines[0].strip().isdigit():
             found.append((int(lines[0]), home / "pg"))
@@ -160,36 +156,6 @@ def _write_private(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
-
-
-def _outside_path(state_dir: Path) -> Path:
-    return ROOT_ONLY_HOME / f"waybill-{hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]}"
-
-
-def _home_outside(state_dir: Path) -> Path:
-    """A folder that `nobody` can traverse, always the same one for the same state folder."""
-    home = _outside_path(state_dir)
-    try:
-        home.mkdir(mode=0o755, exist_ok=True)
-    except OSError as error:
-        raise EmbeddedError(
-            f"Postgres refuses to run as root, and nobody else can reach {state_dir} or {home} ({error.strerror}); "
-            "run as a normal user or set WAYBILL_DATABASE_URL"
-        ) from error
-    home.chmod(0o755)  # whatever the umask was
-    return home
-
-
-def _copied(binaries: PostgresBinaries, home: Path) -> PostgresBinaries:
-    """The installation (about 40 MB) at a place which the account can reach; copied once per version."""
-    target = home / f"installation-{binaries.postgres.stat().st_mtime_ns:x}"
-    if not target.is_dir():
-        stage = target.with_name(f"{target.name}.new-{os.getpid()}")
-        shutil.copytree(binaries.installation, stage, symlinks=True)
-        stage.rename(target)
-    target.chmod(0o755)
-    bin_folder = target / "bin"
-    return PostgresBinaries(postgres=bin_folder / "postgres", initdb=bin_folder / "initdb")
 
 
 def _pid_file_lines(data: Path) -> list[str]:

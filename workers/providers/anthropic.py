@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import anthropic
-import httpx2
 from anthropic import AsyncAnthropic, AsyncStream, DefaultAioHttpClient
 
 from policies.catalog import Model
@@ -56,6 +55,8 @@ class AnthropicProvider:
             max_retries=0,
             timeout=wire.TRANSPORT_TIMEOUT,
             http_client=DefaultAioHttpClient(limits=wire.CONNECTION_LIMITS, timeout=wire.TRANSPORT_TIMEOUT),
+            # The fleet has its own telemetry, and an environment variable must not put prompts into somebody's spans.
+            open_telemetry=False,
         )
 
     async def call(self, call: Call) -> Answer:
@@ -67,10 +68,10 @@ class AnthropicProvider:
                 raw = await self._client.messages.with_raw_response.create(
                     **request, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
                 )
-            response = raw.http_response
-            progress.request_id = response.headers.get("request-id")
-            body = wire.json_object(response, progress)
-            return _whole(call, body, response.headers, progress)
+            headers = wire.plain_headers(raw.http_response)
+            progress.request_id = headers.get("request-id")
+            body = wire.json_object(raw.http_response.content, headers, progress)
+            return _whole(call, body, headers, progress)
         except _CAUGHT as exc:
             raise self._sorted(exc, progress, streaming=False) from exc
 
@@ -89,9 +90,9 @@ class AnthropicProvider:
                 )
                 # Undecoded events: the SDK's typed ones are not validated, and cost three times the CPU.
                 stream = await raw.parse(to=AsyncStream[object])
-            headers = raw.http_response.headers
+            headers = wire.plain_headers(raw.http_response)
             progress.request_id = headers.get("request-id")
-            wire.check_content_type(raw.http_response, "text/event-stream", progress)
+            wire.check_content_type(headers, "text/event-stream", progress)
             reply = _Reply(progress)
             async for event in wire.Events(stream, call, progress):
                 piece = reply.take(wire.mapping(event, "an event", progress))
@@ -205,15 +206,14 @@ def usage_of(usage: object) -> Usage | None:
         return None
 
 
-def _whole(call: Call, body: dict[str, Any], headers: httpx2.Headers, progress: Progress) -> Answer:
+def _whole(call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress) -> Answer:
     """The checked answer in a message that was not streamed."""
-    progress.usage = usage_of(body.get("usage"))
+    reply = _Reply(progress)
+    reply.merge_usage(body.get("usage"), is_final=True)
     progress.output = progress.usage is not None and progress.usage.output_tokens > 0
     if body.get("type") != "message" or not isinstance(body.get("content"), list):
         raise wire.wrong_type("the message", progress)
-    reply = _Reply(progress)
     reply.model = wire.text_of(body.get("model"), "the model", progress)
-    reply.merge_usage(body.get("usage"), is_final=True)
     for block in body["content"]:
         if wire.mapping(block, "a content block", progress).get("type") == "text":
             reply.text.add(wire.text_of(block.get("text"), "a text block", progress))
@@ -266,7 +266,7 @@ class _Reply:
             if is_final:
                 self._progress.usage = usage_of(self._usage)
 
-    def answer(self, headers: httpx2.Headers) -> Answer:
+    def answer(self, headers: Mapping[str, str]) -> Answer:
         """The answer, once it is over.
 
         Raises:

@@ -33,6 +33,9 @@ _STOPS: Final[Mapping[str, Stop]] = {
     "function_call": Stop.TOOL_USE,
 }
 _EFFORT_OFF: Final = "none"
+# The SDK's generic `post`, not `chat.completions.create`: the latter walks the whole body against its parameter types,
+# a third of the CPU of a call (measured 1.6 against 1.1 ms), and its typed answers are not validated anyway.
+_PATH: Final = "/chat/completions"
 _CAUGHT: Final = (openai.OpenAIError, *TRANSPORT_ERRORS)
 
 
@@ -75,13 +78,13 @@ class OpenAIProvider:
         progress = Progress(self.name)
         try:
             async with asyncio.timeout(call.timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    **request, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
+                response = await self._client.post(
+                    _PATH, cast_to=httpx2.Response, body=request, options={"headers": wire.call_headers(call)}
                 )
-            response = raw.http_response
-            progress.request_id = response.headers.get("x-request-id")
-            body = wire.json_object(response, progress)
-            return self._whole(call, body, response.headers, progress)
+            headers = wire.plain_headers(response)
+            progress.request_id = headers.get("x-request-id")
+            body = wire.json_object(response.content, headers, progress)
+            return self._whole(call, body, headers, progress)
         except _CAUGHT as exc:
             raise self._sorted(exc, progress, streaming=False) from exc
 
@@ -95,18 +98,17 @@ class OpenAIProvider:
         stream: AsyncStream[object] | None = None
         try:
             async with asyncio.timeout(call.timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    **request,
+                stream = await self._client.post(
+                    _PATH,
+                    cast_to=object,
+                    body={**request, "stream": True, "stream_options": {"include_usage": True}},
+                    options={"headers": wire.call_headers(call)},
                     stream=True,
-                    stream_options={"include_usage": True},
-                    extra_headers=wire.call_headers(call),
-                    timeout=wire.TRANSPORT_TIMEOUT,
+                    stream_cls=AsyncStream[object],  # undecoded chunks: the SDK's typed ones are not validated
                 )
-            # Undecoded chunks: the SDK's typed ones are not validated. Unlike in anthropic, parse() is no coroutine.
-            stream = raw.parse(to=AsyncStream[object])
-            headers = raw.http_response.headers
+            headers = wire.plain_headers(stream.response)
             progress.request_id = headers.get("x-request-id")
-            wire.check_content_type(raw.http_response, "text/event-stream", progress)
+            wire.check_content_type(headers, "text/event-stream", progress)
             reply = _Reply(progress)
             async for event in wire.Events(stream, call, progress):
                 piece = reply.take(wire.mapping(event, "a chunk", progress))
@@ -129,7 +131,7 @@ class OpenAIProvider:
         """Close the connections; calls on their way fail."""
         await self._client.close()
 
-    def _whole(self, call: Call, body: dict[str, Any], headers: httpx2.Headers, progress: Progress) -> Answer:
+    def _whole(self, call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress) -> Answer:
         """The checked answer in a completion that was not streamed."""
         progress.usage = usage_of(body.get("usage"))
         progress.output = progress.usage is not None and progress.usage.output_tokens > 0
@@ -142,7 +144,7 @@ class OpenAIProvider:
         reply = _Reply(progress)
         # A completion is a chunk whose delta is called message.
         choice = wire.mapping(body["choices"][0], "a choice", progress)
-        reply.take({**body, "choices": [{**choice, "delta": choice.get("message")}]})
+        reply.take({**body, "usage": None, "choices": [{**choice, "delta": choice.get("message")}]})
         reply.text.end()
         answer = reply.answer(call, headers, need_model=not self._compatible)
         return wire.finished(call, replace(answer, first_token_s=None), progress)
@@ -168,7 +170,7 @@ def _said(exc: openai.APIError, progress: Progress) -> Said:
 
 
 def completion_request(call: Call, *, compatible: bool = False) -> dict[str, Any]:
-    """The keyword arguments of `chat.completions.create` for `call`. Pure.
+    """The body of a Chat Completions request for `call`. Pure.
 
     Raises:
         Rejected: The model does not take the effort asked for.
@@ -264,7 +266,7 @@ class _Reply:
         self._finish = choice.get("finish_reason") or self._finish
         return self._delta(wire.mapping(choice.get("delta"), "a delta", progress))
 
-    def answer(self, call: Call, headers: httpx2.Headers, *, need_model: bool) -> Answer:
+    def answer(self, call: Call, headers: Mapping[str, str], *, need_model: bool) -> Answer:
         """The answer, once it is over.
 
         Raises:

@@ -1,0 +1,94 @@
+"""What a prompt shows before any call: its tokens (weighted by rarity) and its outward form.
+
+Nothing is downloaded and nothing is learned from scores here; the vocabulary and its weights come from the training prompts
+alone. Digits keep only their number (a question is not easier because its price is 17), punctuation stays (formulas, code and
+option lists are made of it).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from policies.evaluate.outcomes import Floats
+
+_TOKEN = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+_NUMBER = re.compile(r"\d[\d,.]*")
+_NEGATION = re.compile(r"\b(?:not|except|never|incorrect|false|least)\b")
+_FORMULA = frozenset("+-*/=^<>\\{}[]()_")
+# A prompt's head says what is asked; reading on costs time on the hot path and tells little more (docs/routing.md).
+READ_CHARS = 3_000
+_MIN_PROMPTS = 2  # a token seen in one prompt cannot teach anything about another
+SURFACE_SIZE = 12
+
+
+def tokens(prompt: str) -> list[str]:
+    """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
+    found = ["#" * min(len(word), 4) if word.isdigit() else word for word in _TOKEN.findall(prompt[:READ_CHARS].lower())]
+    return list({*found, *map(" ".join, zip(found, found[1:], strict=False))})
+
+
+def surface(prompt: str) -> tuple[float, ...]:
+    """Return `SURFACE_SIZE` numbers about a prompt's form: length, digits, signs, options, lines, questions."""
+    head = prompt[:READ_CHARS]
+    size = max(len(head), 1)
+    words = head.split()
+    options = head.rpartition("Options:")[2].count(" | ") if "Options:" in head else 0
+    lines = head.count("\n")
+    return (
+        math.log1p(len(prompt)),
+        math.log1p(len(words)),
+        sum(map(str.isdigit, head)) / size,
+        sum(map(_FORMULA.__contains__, head)) / size,
+        float(len(_NUMBER.findall(head))),
+        float(options),
+        float(lines),
+        float(head.count("?")),
+        len(head) / max(len(words), 1),
+        sum(map(str.isupper, head)) / size,
+        float(head.count(". ")),
+        float(len(_NEGATION.findall(head.lower()))),
+    )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens of the training prompts with their weight (inverse document frequency)."""
+
+    index: dict[str, int]
+    weights: Floats
+
+    def rows(self, prompts: Sequence[str]) -> sparse.csr_matrix:
+        """Return one row of unit length per prompt; a prompt of unknown tokens only is a row of zeros."""
+        columns: list[int] = []
+        starts = [0]
+        for prompt in prompts:
+            columns.extend(filter(None.__ne__, map(self.index.get, tokens(prompt))))  # type: ignore[arg-type]  # None is filtered
+            starts.append(len(columns))
+        at = np.array(columns, dtype=np.int32)
+        values = self.weights[at]
+        row_of = np.repeat(np.arange(len(prompts)), np.diff(starts))
+        norm = np.sqrt(np.bincount(row_of, weights=values**2, minlength=len(prompts)))
+        return sparse.csr_matrix((values / norm[row_of], at, starts), shape=(len(prompts), len(self.weights)))
+
+
+def learn_vocabulary(prompts: Sequence[str]) -> Vocabulary:
+    """Return the tokens which at least two of the prompts contain."""
+    seen: dict[str, int] = {}
+    for prompt in prompts:
+        for token in tokens(prompt):
+            seen[token] = seen.get(token, 0) + 1
+    kept = sorted(token for token, count in seen.items() if count >= _MIN_PROMPTS)
+    counts = np.array([seen[token] for token in kept], dtype=np.float64)
+    weights = np.log((1 + len(prompts)) / (1 + counts)) + 1
+    return Vocabulary(index={token: number for number, token in enumerate(kept)}, weights=weights)
+
+
+def surfaces(prompts: Sequence[str]) -> Floats:
+    """Return `surface` of each prompt as rows."""
+    return np.array([surface(prompt) for prompt in prompts], dtype=np.float64).reshape(len(prompts), SURFACE_SIZE)
