@@ -148,9 +148,7 @@ def main(arguments: Sequence[str]) -> None:
             connection.flushdb()
         figures |= measure_naive(database_url, redis_url, sandbox.url, options.naive_jobs)
     figures["ratio"] = round(float(str(figures["jobs_per_s"])) / float(str(figures["naive_jobs_per_s"])), 2)
-    figures["cpu_ratio"] = round(
-        float(str(figures["naive_cpu_us_per_job"])) / float(str(figures["cpu_us_per_job"])), 2
-    )
+    figures["cpu_ratio"] = round(float(str(figures["naive_cpu_us_per_job"])) / float(str(figures["cpu_us_per_job"])), 2)
     if options.json:
         print(json.dumps(figures))
         return

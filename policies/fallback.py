@@ -144,7 +144,9 @@ def _after_throttling(failure: Throttled, history: History, jitter: float) -> De
     if history.has_next and (too_long or history.same_lane >= 3):
         return _reroute(failure, history)
     if history.slack_s is not None and wait > history.slack_s:
-        return GiveUp("deadline", f"{history.lane} asks to wait {wait:.0f} s, the deadline is in {history.slack_s:.0f} s")
+        return GiveUp(
+            "deadline", f"{history.lane} asks to wait {wait:.0f} s, the deadline is in {history.slack_s:.0f} s"
+        )
     return Snooze(wait, f"{history.lane} is throttled: later, in {wait:.1f} s")
 
 

@@ -125,5 +125,4 @@ def _path(parts: Any) -> str:
 def _shorten(text: str, limit: int = 60) -> str:
     """A short quote of untrusted text for a reason: printable, one line."""
     line = " ".join(text.split())
-    quoted = repr(line if len(line) <= limit else line[: limit - 1] + "…")
-    return quoted
+    return repr(line if len(line) <= limit else line[: limit - 1] + "…")

@@ -120,7 +120,16 @@ class _Reader:
 
 _TOP = ("version", "flagship", "max_attempts", "intents", "models", "prices")
 _PLAN = ("chain", "reason", "max_output_tokens", "effort")
-_MODEL = ("provider", "context_tokens", "max_output_tokens", "thinking", "efforts", "json_schema", "vision", "bytes_per_token")
+_MODEL = (
+    "provider",
+    "context_tokens",
+    "max_output_tokens",
+    "thinking",
+    "efforts",
+    "json_schema",
+    "vision",
+    "bytes_per_token",
+)
 _PRICE = ("input", "output", "cache_read", "cache_write")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -155,9 +164,7 @@ def parse(text: str, source: str) -> Policy:
     flagship = read.string(data, "", "flagship")
     if flagship not in models:
         raise read.fail("flagship", _unknown_model(flagship, models))
-    plans = {
-        intent: _plan(read, intent, table, models) for intent, table in _tables(read, data, "intents").items()
-    }
+    plans = {intent: _plan(read, intent, table, models) for intent, table in _tables(read, data, "intents").items()}
     if not plans:
         raise read.fail("intents", "is empty; add at least one table such as [intents.extraction]")
     return Policy(
@@ -245,9 +252,7 @@ def _model(read: _Reader, model_id: str, table: Mapping[str, Any]) -> Model:
     )
 
 
-def _override(
-    read: _Reader, model_id: str, table: Mapping[str, Any], models: Mapping[str, Model]
-) -> PriceOverride:
+def _override(read: _Reader, model_id: str, table: Mapping[str, Any], models: Mapping[str, Model]) -> PriceOverride:
     prefix = f"prices.{model_id}."
     if model_id not in models:
         raise read.fail(f"prices.{model_id}", _unknown_model(model_id, models))

@@ -80,7 +80,8 @@ def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBoo
     chain, reason = _chain(request, policy, plan)
     if request.model is not None and request.model not in policy.models:
         return NoRoute(
-            "unknown_model", f"model {request.model!r} is not in the catalogue; known: {', '.join(sorted(policy.models))}"
+            "unknown_model",
+            f"model {request.model!r} is not in the catalogue; known: {', '.join(sorted(policy.models))}",
         )
 
     candidates: list[Candidate] = []
@@ -130,7 +131,14 @@ def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snaps
 
 
 def _candidate(
-    request: Request, model: Model, plan: Plan | None, snapshot: Snapshot, prices: PriceBook, *, first: bool, reason: str
+    request: Request,
+    model: Model,
+    plan: Plan | None,
+    snapshot: Snapshot,
+    prices: PriceBook,
+    *,
+    first: bool,
+    reason: str,
 ) -> Candidate:
     service = "local" if model.provider == "local" else "interactive"
     usage = Usage(

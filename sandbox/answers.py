@@ -56,12 +56,13 @@ class AnswerBook:
         self._answers: dict[str, dict[str, Answer]] = defaultdict(dict)
         for match, model, answer in entries:
             self._answers[match][model] = answer
+        self._count = sum(len(by_model) for by_model in self._answers.values())
         self._words: dict[str, list[str]] = defaultdict(list)
         self._runs: dict[int, dict[str, list[str]]] = {}
         self._index()
 
     def __len__(self) -> int:
-        return sum(len(by_model) for by_model in self._answers.values())
+        return self._count
 
     def find(self, user_text: str, model: str) -> Answer | None:
         """Return the answer for this text and model, or None."""

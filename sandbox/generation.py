@@ -26,7 +26,7 @@ def generate(call: Call, book: AnswerBook, fault: Rule | None) -> Generation:
         book: Recorded answers.
         fault: refusal, content_filter, max_tokens and empty change what the model says; the others do not.
     """
-    recorded = book.find(call.user_text, call.model.id) if len(book) else None
+    recorded = book.find(call.user_text, call.model.id)
     text, calls, stop = _content(call, recorded)
     thinking = call.thinking_tokens
     if recorded is not None and recorded.thinking_tokens is not None:

@@ -6,6 +6,7 @@ Everything runs on one event loop, so nothing here needs a lock. Administration 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -169,6 +170,9 @@ class Sandbox:
         except ApiError as error:
             outcome.error = error.kind
             await self._refuse(exchange, dialect.provider, error, identity, account, turn.meter if turn else None)
+        except asyncio.CancelledError:
+            # The server stops, and has dropped the connection already (serving.py); nothing is left to do but the log.
+            outcome.error = "stopped"
         self._record(exchange, dialect, identity, account, turn, outcome)
 
     def _understand(self, exchange: Exchange, dialect: Dialect, identity: Identity, account: str, body: Json) -> _Turn:

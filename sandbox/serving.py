@@ -28,6 +28,14 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drop every connection at once: requests that hang on purpose would never end by themselves."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await super().shutdown(sockets)
+
+
 def server_for(sandbox: Sandbox, *, log_level: str = "warning") -> uvicorn.Server:
     """Return a server for `sandbox`, to be run with the socket of `listen`."""
     config = uvicorn.Config(
@@ -39,9 +47,10 @@ def server_for(sandbox: Sandbox, *, log_level: str = "warning") -> uvicorn.Serve
         log_level=log_level,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         # Clients pool connections; closing an idle one under them would be a fault nobody asked for.
         timeout_keep_alive=3600,
         timeout_graceful_shutdown=1,
         backlog=2048,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

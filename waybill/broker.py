@@ -68,7 +68,11 @@ def _chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
 
 def celery_config(broker_url: str) -> dict[str, Any]:
     """Celery's settings. The reasons, one by one, are in docs/decisions/0003-celery-settings.md."""
-    from kombu import Exchange, Queue
+    from kombu import entity
+
+    exchange_type: Any = entity.Exchange  # kombu has no types
+    queue_type: Any = entity.Queue
+    exchange = exchange_type("waybill", type="direct")
 
     return {
         "broker_url": broker_url,
@@ -93,7 +97,7 @@ def celery_config(broker_url: str) -> dict[str, Any]:
         "task_store_errors_even_if_ignored": False,
         "task_serializer": "json",
         "accept_content": ["json"],
-        "task_queues": [Queue(name, Exchange("waybill", type="direct"), routing_key=name) for name in all_queues()],
+        "task_queues": [queue_type(name, exchange, routing_key=name) for name in all_queues()],
         "task_default_queue": DISPATCH_QUEUE,
         "task_default_exchange": "waybill",
         "task_default_exchange_type": "direct",

@@ -75,7 +75,9 @@ class Outcome:
 class AsyncClient:
     """The client for asyncio programs. Use it as a context manager, or call `close`."""
 
-    def __init__(self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default") -> None:
+    def __init__(
+        self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default"
+    ) -> None:
         """Connects when first used.
 
         Args:
@@ -381,7 +383,9 @@ class AsyncClient:
         text, seen = outcome.result.text, "".join(shown)
         if text != seen:
             if not text.startswith(seen):
-                raise StreamBroken(f"job {job_id}: the pieces differ from the answer in the ledger; read it with result()")
+                raise StreamBroken(
+                    f"job {job_id}: the pieces differ from the answer in the ledger; read it with result()"
+                )
             yield text[len(seen) :]
 
     async def cancel(self, *job_ids: str) -> dict[str, JobState]:
@@ -406,7 +410,9 @@ class AsyncClient:
 class Client:
     """The client for programs without an event loop. Thread-safe. Use it as a context manager, or call `close`."""
 
-    def __init__(self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default") -> None:
+    def __init__(
+        self, database_url: str, redis_url: str, *, broker_url: str | None = None, tenant: str = "default"
+    ) -> None:
         """As `AsyncClient`."""
         self._start(AsyncClient(database_url, redis_url, broker_url=broker_url, tenant=tenant))
 
@@ -426,9 +432,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:

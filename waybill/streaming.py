@@ -7,7 +7,7 @@ or `e` (the end; the ledger has the result). Entries are hints: the whole answer
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from waybill.names import done_channel, stream_key
 
@@ -46,7 +46,8 @@ async def read_deltas(redis: Redis, job_id: str, *, block_s: float = 1.0) -> Asy
     """
     last = "0-0"
     while True:
-        answer = await redis.xread({stream_key(job_id): last}, count=200, block=int(block_s * 1000))
+        # redis-py types this for all its reply formats at once; ours is [[key, [(id, {field: value}), ...]]].
+        answer: Any = await redis.xread({stream_key(job_id): last}, count=200, block=int(block_s * 1000))
         if not answer:
             yield None
             continue

@@ -16,7 +16,7 @@ from waybill.broker import dispatch_doorbells, execute_doorbells
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
-from waybill.names import EPOCH_KEY, PROVIDERS, CLASSES, provider_queue
+from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.streaming import publish_end
 from workers.telemetry import configure, emit
@@ -48,7 +48,7 @@ class Control:
         )
         self._broker = Broker(settings.require_broker_url())
         self._broker_is_redis = settings.require_broker_url().startswith("redis")
-        self._epoch: bytes | None = None
+        self._epoch: bytes | str | None = None
         self._away_since: float | None = None
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 from policies.routing import NoRoute, Request, Route, Snapshot, route
 from waybill.broker import execute_doorbells
@@ -28,7 +29,7 @@ async def dispatch(runtime: Runtime, job_ids: Sequence[str]) -> str:
     snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC))
     routed: dict[str, Route] = {}
     refused: dict[str, NoRoute] = {}
-    by_id = {row["id"]: row for row in rows}
+    by_id = {row["id"]: dict(row) for row in rows}
     for job_id, row in by_id.items():
         request = Request(
             intent=row["intent"],
@@ -57,7 +58,7 @@ async def dispatch(runtime: Runtime, job_ids: Sequence[str]) -> str:
     return f"{len(routed)} routed, {len(refused)} refused"
 
 
-async def _record_and_ring(runtime: Runtime, routed: dict[str, Route], rows: dict[str, dict[str, str]]) -> None:  # type: ignore[type-arg]
+async def _record_and_ring(runtime: Runtime, routed: dict[str, Route], rows: Mapping[str, Mapping[str, Any]]) -> None:
     if not routed:
         return
     moved = await runtime.ledger.fetch_patiently(

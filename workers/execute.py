@@ -12,11 +12,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, assert_never
+
+from sqlalchemy.engine import RowMapping
 
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
 from policies.goodenough import Asked, Given, judge
@@ -33,7 +35,13 @@ from workers.telemetry import emit
 from workers.writer import Settlement, printable
 
 # Tiers as the providers name them -> our service. Unknown tiers have no price, so their attempts become `unpriced`.
-_SERVICE_OF_TIER = {"standard": "interactive", "default": "interactive", "auto": "interactive", "flex": "flex", "batch": "batch"}
+_SERVICE_OF_TIER = {
+    "standard": "interactive",
+    "default": "interactive",
+    "auto": "interactive",
+    "flex": "flex",
+    "batch": "batch",
+}
 _ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
 
 
@@ -101,7 +109,7 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     return dict(zip((a.job_id for a in attempts), told, strict=True))
 
 
-async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
     """Take the jobs under a lease, count the attempt and write its row. The message is only a hint; the rows decide."""
     crash_point("before_claim")
     rows = await runtime.ledger.fetch_patiently(
@@ -118,7 +126,7 @@ async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Mapping[st
     return rows
 
 
-def _attempt(runtime: Runtime, row: Mapping[str, Any]) -> Attempt | None:
+def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
     route = tuple(Candidate.from_json(candidate) for candidate in row["route"])
     return Attempt(
         job_id=row["id"],
@@ -261,7 +269,9 @@ def price(runtime: Runtime, attempt: Attempt) -> None:
     service = candidate.service if tier is None or candidate.service == "local" else _SERVICE_OF_TIER.get(tier, tier)
     attempt.cost_usd = runtime.prices.cost(model, service, attempt.usage, attempt.started_at)
     attempt.cost_source = CostSource.UNPRICED if attempt.cost_usd is None else CostSource.USAGE
-    attempt.flagship_usd = runtime.prices.cost(runtime.policy.flagship, "interactive", attempt.usage, attempt.started_at)
+    attempt.flagship_usd = runtime.prices.cost(
+        runtime.policy.flagship, "interactive", attempt.usage, attempt.started_at
+    )
 
 
 def assess(attempt: Attempt) -> None:
@@ -321,17 +331,23 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
     elif state is JobState.ROUTED:
         following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
         await runtime.ring(
-            execute_doorbells(
-                [(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)]
-            )
+            execute_doorbells([(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)])
         )
     _log(attempt, settlement, state, seconds, cost)
     return f"{state.value} {attempt.intent} {attempt.candidate.model} {cost}"
 
 
 def _log(attempt: Attempt, settlement: Settlement, state: JobState, seconds: float, cost: str) -> None:
-    common = {"job": attempt.job_id, "attempt": attempt.number}
-    emit("attempt.finished", level=10, **common, lane=attempt.lane, state=settlement.attempt_state.value, usd=cost, seconds_s=seconds)
+    common: dict[str, Any] = {"job": attempt.job_id, "attempt": attempt.number}
+    emit(
+        "attempt.finished",
+        level=10,
+        **common,
+        lane=attempt.lane,
+        state=settlement.attempt_state.value,
+        usd=cost,
+        seconds_s=seconds,
+    )
     if state in (JobState.FAILED, JobState.CANCELLED):
         emit("job.failed", **common, code=settlement.error_code, reason=settlement.reason)
     elif state is not JobState.SUCCEEDED:

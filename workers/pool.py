@@ -22,7 +22,8 @@ from kombu.serialization import loads, prepare_accept_content
 
 log = logging.getLogger("waybill.pool")
 
-_ACCEPT = prepare_accept_content(["json"])
+_decode: Any = loads  # kombu has no types
+_ACCEPT = prepare_accept_content(["json"])  # type: ignore[no-untyped-call]  # kombu has no types
 
 
 class Lifespan(Protocol):
@@ -107,7 +108,7 @@ class AsyncPool(BasePool):  # type: ignore[misc]  # celery is untyped
     ) -> None:
         started = time.monotonic()
         try:
-            args, kwargs, _ = loads(body, content_type, encoding, accept=_ACCEPT)
+            args, kwargs, _ = _decode(body, content_type, encoding, accept=_ACCEPT)
             run_async: Callable[..., Awaitable[Any]] = self.app.tasks[name].run_async
             value = await run_async(*args, **kwargs)
             outcome: tuple[int, Any, float] = (0, value, time.monotonic() - started)

@@ -114,7 +114,9 @@ class Writer:
             rows = await self._ledger.fetch_patiently(queries.SETTLE, parameters([s for s, _ in batch]))
         except DBAPIError as exc:
             if len(batch) == 1:
-                log.error("the ledger refuses the settlement of job %s: %s", batch[0][0].job_id, type(exc.orig).__name__)
+                log.error(
+                    "the ledger refuses the settlement of job %s: %s", batch[0][0].job_id, type(exc.orig).__name__
+                )
                 batch[0][1].set_exception(exc)
                 return
             middle = len(batch) // 2

@@ -21,7 +21,15 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(-?)(\d+)\s*/\s*(\d
 _TEX_DRESS = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 _TEX_NOISE = re.compile(r"\\(?:left|right|displaystyle|[!,;$])|\^\\circ|\^\{\\circ\}")
 _SPACE = re.compile(r"\s+")
-_WRAPPERS = (("\\boxed{", "}"), ("\\(", "\\)"), ("\\[", "\\]"), ("$", "$"), ("```json", "```"), ("```", "```"), ("`", "`"))
+_WRAPPERS = (
+    ("\\boxed{", "}"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("$", "$"),
+    ("```json", "```"),
+    ("```", "```"),
+    ("`", "`"),
+)
 # Parsing is quadratic in nesting and pointless for an essay; longer answers are compared as text.
 _LONGEST_LITERAL = 4_000
 SHAPE_SIZE = 7

@@ -29,7 +29,9 @@ SURFACE_SIZE = 12
 
 def tokens(prompt: str) -> list[str]:
     """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
-    found = ["#" * min(len(word), 4) if word.isdigit() else word for word in _TOKEN.findall(prompt[:READ_CHARS].lower())]
+    found = [
+        "#" * min(len(word), 4) if word.isdigit() else word for word in _TOKEN.findall(prompt[:READ_CHARS].lower())
+    ]
     return list({*found, *map(" ".join, zip(found, found[1:], strict=False))})
 
 

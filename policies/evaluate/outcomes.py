@@ -99,7 +99,9 @@ def pair_outcomes(
     for model in models:
         if all(score is None for score, of in zip(scores, columns["model"], strict=True) if of == model):
             role = "flagship" if model == flagship else "model"
-            raise BadOutcomes(f"{name}: {role} {model} has no labels (every score is null); record or judge its answers first")
+            raise BadOutcomes(
+                f"{name}: {role} {model} has no labels (every score is null); record or judge its answers first"
+            )
     return _pair(columns, models, name, tagged)
 
 
@@ -116,9 +118,13 @@ def check_trainable(train: Outcomes, name: str) -> None:
     """
     if np.ptp(train.scores) == 0:
         value = train.scores.flat[0]
-        raise BadOutcomes(f"{name}: every score is {value:g} (one class only); add items which some model gets wrong and some right")
+        raise BadOutcomes(
+            f"{name}: every score is {value:g} (one class only); add items which some model gets wrong and some right"
+        )
     if train.scores[:, 0].mean() <= 0:
-        raise BadOutcomes(f"{name}: flagship {train.flagship} scores 0 on every item, so no quality ratio exists; choose another flagship")
+        raise BadOutcomes(
+            f"{name}: flagship {train.flagship} scores 0 on every item, so no quality ratio exists; choose another flagship"
+        )
 
 
 def _check_columns(columns: Mapping[str, Sequence[Any]], name: str) -> None:
@@ -126,7 +132,9 @@ def _check_columns(columns: Mapping[str, Sequence[Any]], name: str) -> None:
     if missing:
         extra = unknown_columns(columns)
         tail = f"; unknown columns: {', '.join(extra)}" if extra else ""
-        raise BadOutcomes(f"{name}: missing columns: {', '.join(missing)}{tail}; needed: {', '.join(REQUIRED + OPTIONAL)}")
+        raise BadOutcomes(
+            f"{name}: missing columns: {', '.join(missing)}{tail}; needed: {', '.join(REQUIRED + OPTIONAL)}"
+        )
     if not len(columns["model"]):
         raise BadOutcomes(f"{name}: no rows")
 
@@ -160,7 +168,9 @@ def _pair(columns: Mapping[str, Sequence[Any]], models: tuple[str, ...], name: s
     whole = {item: [cell for cell in cells if cell is not None] for item, cells in rows.items()}
     kept = [item for item, cells in whole.items() if len(cells) == len(models)]
     if not kept:
-        raise BadOutcomes(f"{name}: no item has an outcome of every model ({', '.join(models)}); quality is compared item by item")
+        raise BadOutcomes(
+            f"{name}: no item has an outcome of every model ({', '.join(models)}); quality is compared item by item"
+        )
     outcomes = Outcomes(
         models=models,
         items=tuple(kept),
@@ -172,5 +182,7 @@ def _pair(columns: Mapping[str, Sequence[Any]], models: tuple[str, ...], name: s
         left_out=len(rows) - len(kept),
     )
     if outcomes.costs[:, 0].sum() <= 0:
-        raise BadOutcomes(f"{name}: flagship {models[0]} costs nothing, so nothing can be saved against it; record its cost_usd")
+        raise BadOutcomes(
+            f"{name}: flagship {models[0]} costs nothing, so nothing can be saved against it; record its cost_usd"
+        )
     return outcomes

@@ -35,7 +35,11 @@ class Encoder:
     def rows(self, prompts: Sequence[str], intents: Sequence[str]) -> sparse.csr_matrix:
         form = (surfaces(prompts) - self.centre) / self.spread * _SURFACE_SCALE
         return sparse.hstack(
-            [self.vocabulary.rows(prompts), sparse.csr_matrix(self.onehot(intents) * _TAG_SCALE), sparse.csr_matrix(form)]
+            [
+                self.vocabulary.rows(prompts),
+                sparse.csr_matrix(self.onehot(intents) * _TAG_SCALE),
+                sparse.csr_matrix(form),
+            ]
         ).tocsr()
 
     def onehot(self, intents: Sequence[str]) -> Floats:

@@ -87,7 +87,7 @@ async def run_demo(
         fresh: As `demo_specs`.
         stop: Set it to interrupt; the runs that were begun are in the outcome.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(output_dir.mkdir, parents=True, exist_ok=True)
     outcomes: list[batch.BatchOutcome] = []
     for spec in demo_specs(output_dir, policy, fresh=fresh):
         if stop is not None and stop.is_set():

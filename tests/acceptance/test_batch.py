@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,15 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from producers import demo
+from producers.demo import ANSWERS
+from producers.policy import load_policy
 from sandbox.testing import Running, spawned
 from tests.fleet import ROOT, clean_environment, running_fleet
+from waybill import AsyncClient, embedded
+from waybill.settings import Settings
 
 ROOMY = "*:rpm=1000000,itpm=1000000000,otpm=1000000000,tpm=1000000000"
 PROMPT = "Give the name in this note as JSON.\n\n{text}"
@@ -36,10 +42,11 @@ class Place:
     folder: Path
     env: dict[str, str]
     sandbox: Running
+    tenant: str = "default"
 
     def command(self, *args: str) -> list[str]:
         code = "import sys; from waybill.cli import main; sys.argv[0] = 'waybill'; main()"
-        return [sys.executable, "-c", code, "run", *args]
+        return [sys.executable, "-c", code, "run", "--tenant", self.tenant, *args]
 
     def run(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -62,31 +69,38 @@ class Place:
         return name
 
 
-@pytest.fixture
-def place(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Place]:
-    """A fleet over a sandbox that takes 50 ms an answer and gets every name right."""
-    folder, logs = tmp_path / "work", tmp_path / "logs"
-    folder.mkdir()
-    logs.mkdir()
-    book = tmp_path / "book.jsonl"
-    book.write_text(
-        "".join(
-            json.dumps({"match": f"note number {n} ", "model": "*", "answer": json.dumps({"name": f"Name {n}"})}) + "\n"
-            for n in range(400)
-        )
-        + json.dumps({"match": "note number 3 ", "model": "claude-haiku-5-5", "answer": '{"nom": "Name 3"}'})
-    )
+@pytest.fixture(scope="module")
+def fleet(
+    services: embedded.Services, ledger_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """One fleet for this file, over a sandbox that takes 50 ms an answer and gets every name right."""
+    folder = tmp_path_factory.mktemp("batch")
+    database_url = embedded.create_database(str(services.database_url), "batch", template=ledger_template)
+    redis_url = str(services.redis_url)
+    book = [
+        {"match": f"note number {n} ", "model": "*", "answer": json.dumps({"name": f"Name {n}"})} for n in range(400)
+    ]
+    book.append({"match": "note number 3 ", "model": "claude-haiku-5-5", "answer": '{"nom": "Name 3"}'})
+    lines = "".join(json.dumps(entry) + "\n" for entry in book) + ANSWERS.read_text(encoding="utf-8")
+    (folder / "book.jsonl").write_text(lines, encoding="utf-8")
     with (
-        spawned("--answers", str(book), "--latency", "fixed:50ms", "--limit", ROOMY) as sandbox,
-        running_fleet(database_url, redis_url, sandbox.url, logs),
+        spawned("--answers", str(folder / "book.jsonl"), "--latency", "fixed:50ms", "--limit", ROOMY) as sandbox,
+        running_fleet(database_url, redis_url, sandbox.url, folder),
     ):
-        env = {"WAYBILL_DATABASE_URL": database_url, "WAYBILL_REDIS_URL": redis_url}
-        there = Place(folder, env, sandbox)
-        there.write("prompt.txt", PROMPT)
-        there.write("schema.json", json.dumps(SCHEMA))
-        yield there
+        yield Place(folder, {"WAYBILL_DATABASE_URL": database_url, "WAYBILL_REDIS_URL": redis_url}, sandbox)
 
 
+@pytest.fixture
+def place(fleet: Place, tmp_path: Path) -> Place:
+    """The fleet with an empty bill and a tenant of the test's own, in an empty folder."""
+    fleet.sandbox.reset()
+    there = replace(fleet, folder=tmp_path, tenant=f"t{next(_tenants)}")
+    there.write("prompt.txt", PROMPT)
+    there.write("schema.json", json.dumps(SCHEMA))
+    return there
+
+
+_tenants = itertools.count(1)
 ASK = ("--intent", "extraction", "--prompt", "prompt.txt", "--schema", "schema.json")
 
 
@@ -203,8 +217,50 @@ def test_fresh_pays_again_and_is_gone_on_with_afterwards(place: Place) -> None:
     assert jobs[0] != jobs[1] == jobs[2]
 
 
+def test_rows_that_failed_stay_failed_until_they_are_asked_for_again(place: Place) -> None:
+    place.write("notes.jsonl", "".join(json.dumps({"text": note(n)}) + "\n" for n in (30, 31)))
+    args = ("notes.jsonl", *ASK, "--output", "out.jsonl")
+    place.sandbox.fault("refusal")
+
+    failed = place.run(*args)
+    before = read_rows(place.folder / "out.jsonl")
+    place.sandbox.clear_faults()
+    adopted = place.run(*args)
+    again = place.run(*args, "--retry-failed")
+    after = read_rows(place.folder / "out.jsonl")
+
+    assert (failed.returncode, adopted.returncode, again.returncode) == (1, 1, 0), again.stderr
+    assert {(row["_status"], row["_attempts"]) for row in before} == {("failed", 3)}
+    assert all("refused" in row["_error"] for row in before)
+    assert {(row["_status"], row["_attempts"]) for row in after} == {("succeeded", 4)}
+    assert [row["_job"] for row in after] == [row["_job"] for row in before]
+    assert sum(row["_usd"] for row in after) == Decimal(str(place.sandbox.bill()["total_usd"]))
+
+
+async def test_the_demo_runs_four_intents_and_its_figures_are_the_bill(place: Place) -> None:
+    env = place.env
+    async with AsyncClient(env["WAYBILL_DATABASE_URL"], env["WAYBILL_REDIS_URL"], tenant=place.tenant) as client:
+        outcome = await demo.run_demo(client, place.folder / "out", policy=load_policy(Settings()))
+
+    summary = outcome.summary
+    documents = sum(one.rows for one in outcome.outcomes)
+    private = [row for row in read_rows(place.folder / "out" / "classification.jsonl") if row["private"]]
+    assert set(summary["by_intent"]) == {"extraction", "summarization", "reasoning", "classification"}
+    assert summary["jobs"] == documents
+    assert Decimal(summary["usd"]) == Decimal(str(place.sandbox.bill()["total_usd"]))
+    assert Decimal(summary["usd"]) == sum(Decimal(one.report["usd"]) for one in outcome.outcomes)
+    assert len(summary["by_model"]) >= 4
+    # This fleet has no local lane: what must stay local is not answered, and was shown to nobody.
+    assert {row["_status"] for row in private} == {"failed"}
+    assert {row["_error"].partition(":")[0] for row in private} == {"no_route"}
+    assert all(row["_attempts"] == 0 for row in private)
+    assert summary["succeeded"] == documents - len(private)
+    assert all(one.exit_code == 0 for one in outcome.outcomes[:3])
+
+
 @pytest.mark.parametrize(
-    "service, remedy", [("WAYBILL_DATABASE_URL", "Postgres does not answer"), ("WAYBILL_REDIS_URL", "Redis does not answer")]
+    "service, remedy",
+    [("WAYBILL_DATABASE_URL", "Postgres does not answer"), ("WAYBILL_REDIS_URL", "Redis does not answer")],
 )
 def test_a_dead_service_is_one_line_and_nothing_is_submitted(place: Place, service: str, remedy: str) -> None:
     place.write("notes.jsonl", json.dumps({"text": note(1)}) + "\n")

@@ -6,20 +6,23 @@ import ast
 import asyncio
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from anthropic import Anthropic, AsyncAnthropic
+from anthropic import Anthropic, APIConnectionError, AsyncAnthropic
 from click.testing import CliRunner
 from openai import OpenAI
 
 import sandbox
 from sandbox.command import sandbox as command
+from sandbox.faults import KINDS
 from sandbox.latency import latency_from
 from sandbox.models import ModelFileError, read_models
 from sandbox.requestlog import RequestLog
@@ -226,3 +229,41 @@ def test_two_sandboxes_never_share_a_request_id() -> None:
             ids.add(message.id)
 
     assert len(ids) == 2
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    page = (Path(sandbox.__path__[0]).parent / "docs" / "sandbox.md").read_text("utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+    assert examples
+    for example in examples:
+        exec(compile(example, "docs/sandbox.md", "exec"), {})  # noqa: S102 - our own page
+
+
+def test_the_documentation_names_every_fault_and_page() -> None:
+    page = (Path(sandbox.__path__[0]).parent / "docs" / "sandbox.md").read_text("utf-8")
+
+    assert [name for name in KINDS if f"`{name}`" not in page] == []
+
+
+def test_stopping_drops_what_is_in_flight_and_logs_it() -> None:
+    caught: list[Exception] = []
+    with running() as box:
+        box.fault("hang")
+
+        def ask() -> None:
+            with Anthropic(base_url=box.url, api_key="sandbox-1", max_retries=0, timeout=20) as client:
+                try:
+                    client.messages.create(model=HAIKU, max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
+                except APIConnectionError as exc:
+                    caught.append(exc)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while box.state()["in_flight"] == 0:
+            assert asking.is_alive()
+    asking.join(20)
+
+    assert len(caught) == 1
+    assert box.provider is not None
+    assert [json.loads(line)["fault"] for line in box.provider.log.since(0).splitlines()] == ["hang"]

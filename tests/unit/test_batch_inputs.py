@@ -93,7 +93,10 @@ def test_a_bad_csv_record_spoils_itself_only(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_is_said_and_not_swallowed(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('a\n1\n"2\n3\n')
 
-    assert problems(tmp_path / "in.csv")[1] == ("line 3", "opens a quote that is never closed: the rest of the file is lost")
+    assert problems(tmp_path / "in.csv")[1] == (
+        "line 3",
+        "opens a quote that is never closed: the rest of the file is lost",
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,9 @@ def test_a_folder_is_read_sorted_and_never_left(tmp_path: Path) -> None:
 
 
 def test_a_survey_knows_all_columns_and_their_kinds(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"a": 1}\n{"b": "x", "a": null}\nbad\n{"a": 2.5, "c": [1], "d": 9007199254740993}\n')
+    (tmp_path / "in.jsonl").write_text(
+        '{"a": 1}\n{"b": "x", "a": null}\nbad\n{"a": 2.5, "c": [1], "d": 9007199254740993}\n'
+    )
 
     survey = open_source(tmp_path / "in.jsonl").survey(None)
 

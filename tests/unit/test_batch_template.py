@@ -21,7 +21,9 @@ def test_an_escaped_text_renders_to_itself(text: str) -> None:
 
 
 @given(names, st.text(min_size=1).filter(str.strip), st.text(), st.text())
-def test_a_value_goes_in_as_it_is_and_is_never_read_as_a_template(name: str, value: str, before: str, after: str) -> None:
+def test_a_value_goes_in_as_it_is_and_is_never_read_as_a_template(
+    name: str, value: str, before: str, after: str
+) -> None:
     template = parse(escape(before) + "{" + name + "}" + escape(after), "p")
 
     assert template.render({name: value, "other": "x"}) == before + value + after

@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent.parent
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 
 
-@given(texts, st.none() | texts, st.dictionaries(st.text("abc", min_size=1, max_size=5), texts.map(lambda t: t[:50]), max_size=3))
+@given(
+    texts,
+    st.none() | texts,
+    st.dictionaries(st.text("abc", min_size=1, max_size=5), texts.map(lambda t: t[:50]), max_size=3),
+)
 def test_a_request_comes_back_from_storage_as_it_was(prompt: str, system: str | None, metadata: dict[str, str]) -> None:
     job = Job(intent="extraction", prompt=prompt, system=system, metadata=metadata)
 

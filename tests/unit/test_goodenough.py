@@ -87,7 +87,8 @@ def test_a_quoted_answer_in_a_reason_is_short_and_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [{"type": "objekt"}, {"$ref": "http://example.com/s.json"}, {"properties": {"a": {"$ref": "file:///etc/passwd"}}}]
+    "schema",
+    [{"type": "objekt"}, {"$ref": "http://example.com/s.json"}, {"properties": {"a": {"$ref": "file:///etc/passwd"}}}],
 )
 def test_broken_or_outward_schemas_are_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"is not a JSON schema|only references inside"):

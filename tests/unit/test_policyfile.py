@@ -31,7 +31,9 @@ def test_the_shipped_policy_routes_as_documented() -> None:
 
 
 def test_the_catalogue_names_the_models_the_field_uses() -> None:
-    assert {"claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "gpt-5.5", "gpt-6-luna", "gpt-6.2-sol"} <= set(CATALOG)
+    assert {"claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5", "gpt-5.5", "gpt-6-luna", "gpt-6.2-sol"} <= set(
+        CATALOG
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,17 +43,29 @@ def test_the_catalogue_names_the_models_the_field_uses() -> None:
         ('version = "1"\n[intents.a]\n', "`flagship` is missing"),
         (HEAD, "`intents` is missing"),
         (HEAD + "[intents]\n", "is empty; add at least one table such as [intents.extraction]"),
-        (HEAD.replace("claude-opus-5-5", "opus") + PLAN, "p.toml:2: `flagship` names the unknown model 'opus'; known: claude-"),
-        (HEAD + PLAN + "colour = 1\n", "p.toml:6: `intents.extraction.colour` is not a key of this table; write one of: chain"),
+        (
+            HEAD.replace("claude-opus-5-5", "opus") + PLAN,
+            "p.toml:2: `flagship` names the unknown model 'opus'; known: claude-",
+        ),
+        (
+            HEAD + PLAN + "colour = 1\n",
+            "p.toml:6: `intents.extraction.colour` is not a key of this table; write one of: chain",
+        ),
         (HEAD + PLAN.replace('["claude-haiku-5-5"]', "[]"), "must be a list of model ids"),
-        (HEAD + PLAN.replace("haiku-5-5", "haiku-9"), "p.toml:4: `intents.extraction.chain` names the unknown model 'claude-haiku-9'"),
+        (
+            HEAD + PLAN.replace("haiku-5-5", "haiku-9"),
+            "p.toml:4: `intents.extraction.chain` names the unknown model 'claude-haiku-9'",
+        ),
         (HEAD + PLAN.replace('"]', '", "claude-haiku-5-5"]'), "names a model twice"),
         (HEAD + PLAN.replace('reason = "cheap"\n', ""), "`intents.extraction.reason` must be a text"),
         (HEAD + PLAN + "effort = 'huge'\n", "must be one of none, minimal, low"),
         (HEAD + PLAN + "max_output_tokens = 0\n", "must be a whole number from 1 to 128000, not 0"),
         (HEAD + "max_attempts = true\n" + PLAN, "`max_attempts` must be a whole number"),
         (HEAD + '[intents."Big Work"]\n', "is no intent name"),
-        (HEAD + PLAN + '[models.mine]\nprovider = "azure"\n', "`models.mine.provider` must be one of anthropic, openai, local"),
+        (
+            HEAD + PLAN + '[models.mine]\nprovider = "azure"\n',
+            "`models.mine.provider` must be one of anthropic, openai, local",
+        ),
         (HEAD + PLAN + '[prices."gpt-5.5"]\ninput = -1\noutput = 1\n', "must be USD per million tokens, 0 or more"),
         (HEAD + PLAN + '[prices."gpt-5.5"]\noutput = 1\n', "`prices.gpt-5.5.input` is missing"),
         (HEAD + PLAN + "[prices.zzz]\ninput = 1\noutput = 1\n", "names the unknown model 'zzz'"),

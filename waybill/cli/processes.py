@@ -23,13 +23,18 @@ def worker(queues: str, name: str | None, concurrency: int | None) -> None:
     wanted = [queue.strip() for queue in queues.split(",") if queue.strip()]
     sys.exit(
         run_worker(
-            Settings.from_env(), wanted, name=name or (wanted[0].partition(".")[0] if wanted else ""), concurrency=concurrency
+            Settings.from_env(),
+            wanted,
+            name=name or (wanted[0].partition(".")[0] if wanted else ""),
+            concurrency=concurrency,
         )
     )
 
 
 @click.command()
-@click.option("--concurrency", type=click.IntRange(1, 100), default=4, show_default=True, help="Chunks of 100 in flight.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 100), default=4, show_default=True, help="Chunks of 100 in flight."
+)
 def dispatcher(concurrency: int) -> None:
     """Run one dispatcher process: takes new jobs, routes them, rings the provider queues."""
     from workers.app import run_worker

@@ -19,9 +19,7 @@ from waybill.names import CLASSES, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.supervisor import Program, Supervisor
 
-SANDBOX_NOTE = (
-    "NO KEYS: calls go to the sandbox on this machine. No model runs; answers are recorded or made up, costs are play money."
-)
+SANDBOX_NOTE = "NO KEYS: calls go to the sandbox on this machine. No model runs; answers are recorded or made up, costs are play money."
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +191,12 @@ def wants_sandbox(settings: Settings, asked: bool | None) -> bool:
 
 
 @click.command()
-@click.option("--sandbox/--no-sandbox", default=None, help="Answer from a sandbox on this machine. Default: only without keys.")
-@click.option("--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The sandbox's answer book.")
+@click.option(
+    "--sandbox/--no-sandbox", default=None, help="Answer from a sandbox on this machine. Default: only without keys."
+)
+@click.option(
+    "--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The sandbox's answer book."
+)
 @click.option("--flower/--no-flower", default=True, show_default=True)
 def up(sandbox: bool | None, answers: Path | None, flower: bool) -> None:
     """Run all processes of the fleet on this machine until Ctrl-C.
@@ -217,5 +219,3 @@ def up(sandbox: bool | None, answers: Path | None, flower: bool) -> None:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             asyncio.run(serve())
     click.echo("stopped; the ledger keeps everything")
-
-

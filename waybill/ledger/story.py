@@ -39,7 +39,9 @@ async def read_story(ledger: Ledger, job: str) -> dict[str, Any]:
     """
     clean = job.strip().lower()
     if len(clean) < 8 or any(c not in "0123456789abcdef-" for c in clean):
-        raise LookupError(f"{job!r} is no job id; give the id as `submit` printed it, or at least its first 8 characters")
+        raise LookupError(
+            f"{job!r} is no job id; give the id as `submit` printed it, or at least its first 8 characters"
+        )
     found = await ledger.fetch(_JOB, {"prefix": f"{clean}%"})
     if not found:
         raise LookupError(f"no job {job} in this ledger")
@@ -54,7 +56,11 @@ async def read_story(ledger: Ledger, job: str) -> dict[str, Any]:
 def tell(story: dict[str, Any]) -> str:
     """The story as text for a person: one line per event, oldest first, then what it cost."""
     job = story["job"]
-    asked = [f"intent {job['intent']}", f"tenant {job['tenant']}", "interactive" if job["priority"] == "hi" else "batch"]
+    asked = [
+        f"intent {job['intent']}",
+        f"tenant {job['tenant']}",
+        "interactive" if job["priority"] == "hi" else "batch",
+    ]
     if job["pinned"]:
         asked.append(f"pinned to {job['pinned']}")
     if job["local_only"]:
@@ -102,8 +108,15 @@ def _ended(attempt: dict[str, Any]) -> str:
     parts = [f"attempt {attempt['number']} {attempt['state']} after {seconds:.3f} s"]
     if attempt["input_tokens"] is not None:
         cached = attempt["cache_read_tokens"] or 0
-        prompt = attempt["input_tokens"] + cached + (attempt["cache_write_tokens"] or 0) + (attempt["cache_write_1h_tokens"] or 0)
-        parts.append(f"{prompt:,} in" + (f" ({cached:,} cached)" if cached else "") + f", {attempt['output_tokens']:,} out")
+        prompt = (
+            attempt["input_tokens"]
+            + cached
+            + (attempt["cache_write_tokens"] or 0)
+            + (attempt["cache_write_1h_tokens"] or 0)
+        )
+        parts.append(
+            f"{prompt:,} in" + (f" ({cached:,} cached)" if cached else "") + f", {attempt['output_tokens']:,} out"
+        )
     parts.append(_money(attempt["cost_usd"], attempt["cost_source"]))
     if attempt["served_model"] and attempt["served_model"] != attempt["model"]:
         parts.append(f"served by {attempt['served_model']}")

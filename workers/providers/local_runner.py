@@ -61,7 +61,7 @@ class Said:
     label_logprobs: dict[str, float] = field(default_factory=dict)
 
 
-class CancelledWork(Exception):  # noqa: N818 - the end of work that nobody waits for, not an error
+class CancelledWork(Exception):
     """Nobody waits for this any more."""
 
 

@@ -68,7 +68,7 @@ def make_provider(name: str, settings: Settings, policy: Policy) -> Provider:
         return LocalProvider(
             settings.local_model or default_local_model(),
             sha256=settings.local_model_sha256,
-            n_ctx=settings.local_context_tokens,
-            n_threads=settings.local_threads,
+            context_tokens=settings.local_context_tokens,
+            threads=settings.local_threads,
         )
     raise ConfigError(f"provider {name!r} cannot be made: {available(settings, policy).get(name, 'unknown provider')}")

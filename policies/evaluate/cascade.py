@@ -1,0 +1,258 @@
+"""The learned policy: after every paid answer stop, buy another cheap answer, or escalate to the flagship.
+
+A state is the set of models paid for. Backwards from the fullest state, the value of each move is predicted from what is known
+there: stopping is worth the answer's expected score minus the flagship's, escalating is worth 0, buying is worth what the best
+play afterwards is worth; every move is charged its expected cost times a price of money. One price governs the whole policy; it
+is the largest saving whose quality, measured out of fold, keeps its lower confidence bound above the target (issue 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from policies.evaluate.bounds import Quality, paired_quality
+from policies.evaluate.folds import draw_folds
+from policies.evaluate.knowledge import Evidence, Knowledge, Paid, answered_models, gather, settle_knowledge
+from policies.evaluate.outcomes import Floats, Ints, Outcomes
+from policies.evaluate.precall import fit_precall
+from policies.evaluate.smoother import Frozen, Smoother
+
+REPEATS = 4
+FOLDS = 5
+# States double with each model; beyond four the answers of more cheap models repeat each other.
+MOST_ASKED = 4
+# Score points one flagship call's cost is worth: 0 spends only where quality gains, 1 would trade a right answer for one call.
+PRICES: tuple[float, ...] = (0.0, *(float(price) for price in np.geomspace(0.005, 0.6, 27)))
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step: `stop` with a paid answer, `buy` a cheap answer, or `escalate` to the flagship (model 0)."""
+
+    kind: str
+    model: int
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a policy did on items: score minus the flagship's, money spent, models called in order, answer returned."""
+
+    relative: Floats
+    cost: Floats
+    calls: tuple[tuple[int, ...], ...]
+    final: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One price of money and what it did out of fold on the training items."""
+
+    price: float
+    quality: Quality
+    saving: float
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A fitted policy for every price, of which `chosen` is the one that meets the target (None: flagship for all).
+
+    Columns of `steps[paid]`: for each pool model its score minus the flagship's; for each model its cost; then, per asked model
+    not yet paid for, the value of going on at each price.
+    """
+
+    models: tuple[str, ...]
+    asked: tuple[int, ...]
+    knowledge: Knowledge
+    steps: dict[Paid, Frozen]
+    settings: tuple[Setting, ...]
+    chosen: int | None
+    unit_cost: float  # the flagship's mean cost on the training items
+    unseen_scores: Floats  # pre-call scores of the training items, out of fold
+
+    def moves(self, paid: Paid) -> tuple[Move, ...]:
+        """Return the moves open after `paid`, in the order of `worth`."""
+        stops = tuple(Move("stop", model) for model in paid)
+        buys = tuple(Move("buy", model) for model in range(1, len(self.models)) if model not in paid)
+        return (Move("escalate", 0), *stops, *buys)
+
+    def worth(self, evidence: Evidence, paid: Paid, setting: int) -> Floats:
+        """Return the predicted worth of each open move (items x moves) at one setting."""
+        return self._worth(self.steps[paid].predict(self.knowledge.rows(evidence, paid)), paid, setting)
+
+    def play(self, outcomes: Outcomes, setting: int | None) -> Played:
+        """Return what the policy does on recorded outcomes; an answer is read only after its cost was added."""
+        return self.play_all(outcomes, [setting])[0]
+
+    def play_all(self, outcomes: Outcomes, settings: Sequence[int | None]) -> list[Played]:
+        evidence = gather(
+            outcomes.prompts, outcomes.intents, outcomes.answers, outcomes.costs, precall=self.knowledge.precall
+        )
+        predicted = {paid: step.predict(self.knowledge.rows(evidence, paid)) for paid, step in self.steps.items()}
+        return [self._play(outcomes, predicted, setting) for setting in settings]
+
+    def _play(self, outcomes: Outcomes, predicted: dict[Paid, Floats], setting: int | None) -> Played:
+        count = len(outcomes)
+        relative, cost = np.zeros(count), np.zeros(count)
+        calls: list[tuple[int, ...]] = [(0,)] * count
+        final = [0] * count
+        if setting is None:
+            return Played(relative, outcomes.costs[:, 0].copy(), tuple(calls), tuple(final))
+        gains = outcomes.relative()
+        waiting: dict[Paid, Ints] = {(): np.arange(count)}
+        calls = [()] * count
+        for paid in sorted(self.steps, key=len):
+            at = waiting.get(paid)
+            if at is None or not len(at):
+                continue
+            moves = self.moves(paid)
+            best = np.argmax(self._worth(predicted[paid][at], paid, setting), axis=1)
+            for number, move in enumerate(moves):
+                rows = at[best == number]
+                if not len(rows):
+                    continue
+                if move.kind != "stop":
+                    cost[rows] += outcomes.costs[rows, move.model]
+                    for row in rows:
+                        calls[row] = (*calls[row], move.model)
+                if move.kind == "buy" and move.model in self.asked:
+                    after = tuple(sorted((*paid, move.model)))
+                    waiting[after] = np.concatenate([waiting.get(after, np.array([], dtype=np.int64)), rows])
+                    continue
+                if move.model:
+                    relative[rows] = gains[rows, move.model - 1]
+                for row in rows:
+                    final[row] = move.model
+        return Played(relative, cost, tuple(calls), tuple(final))
+
+    def _worth(self, predicted: Floats, paid: Paid, setting: int) -> Floats:
+        pool = len(self.models) - 1
+        gains, costs, going_on = predicted[:, :pool], predicted[:, pool : 2 * pool + 1], predicted[:, 2 * pool + 1 :]
+        rate = self.settings[setting].price / self.unit_cost
+        unpaid = [model for model in self.asked if model not in paid]
+        columns = []
+        for move in self.moves(paid):
+            if move.kind == "escalate":
+                columns.append(-rate * costs[:, 0])
+            elif move.kind == "stop":
+                columns.append(gains[:, move.model - 1])
+            elif move.model in self.asked:
+                value = going_on[:, unpaid.index(move.model) * len(self.settings) + setting]
+                columns.append(value - rate * costs[:, move.model])
+            else:
+                columns.append(gains[:, move.model - 1] - rate * costs[:, move.model])
+        return np.column_stack(columns)
+
+
+def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[float] = PRICES) -> Cascade:
+    """Fit the policy on paired outcomes.
+
+    Args:
+        target: Share of the flagship's mean score to be kept, such as 0.99.
+        seed: Of folds and trees; the same seed and outcomes give the same policy.
+    """
+    folds = [draw_folds(train.prompts, count=FOLDS, seed=seed + repeat) for repeat in range(REPEATS)]
+    gains = train.relative()
+    precall, unseen = fit_precall(train.prompts, train.intents, np.column_stack([gains, train.scores[:, 0]]), folds)
+    asked = _asked(train)
+    states: list[Paid] = [paid for size in range(len(asked) + 1) for paid in combinations(asked, size)]
+    evidence = gather(train.prompts, train.intents, train.answers, train.costs, precall=precall, scores=unseen)
+    knowledge = settle_knowledge(train, evidence, precall, states)
+    rates = np.array(prices) / train.costs[:, 0].mean()
+    steps: dict[Paid, Frozen] = {}
+    # After the backward pass `after[()]` holds, per price, what the policy earned and paid on each training item, out of fold.
+    after: dict[Paid, _Value] = {}
+    for paid in sorted(states, key=len, reverse=True):
+        smoother = Smoother(knowledge.rows(evidence, paid), shape_by=gains, folds=folds, seed=seed)
+        unpaid = [model for model in asked if model not in paid]
+        outcomes = np.hstack([gains, train.costs, *(after[_with(paid, model)].worth for model in unpaid)])
+        steps[paid] = smoother.freeze(outcomes)
+        after[paid] = _back_up(train, paid, asked, smoother.unseen(outcomes), rates, after)
+    value = after[()]
+    settings = tuple(
+        Setting(
+            price=float(price),
+            quality=paired_quality(value.relative[:, number], train.scores[:, 0]),
+            saving=1 - float(value.cost[:, number].mean() / train.costs[:, 0].mean()),
+        )
+        for number, price in enumerate(prices)
+    )
+    return Cascade(
+        models=train.models,
+        asked=asked,
+        knowledge=knowledge,
+        steps=steps,
+        settings=settings,
+        chosen=choose_setting(settings, target),
+        unit_cost=float(train.costs[:, 0].mean()),
+        unseen_scores=unseen,
+    )
+
+
+def choose_setting(settings: Sequence[Setting], target: float) -> int | None:
+    """Return the setting that saves most among those whose lower bound meets the target; None if none saves anything."""
+    safe = [
+        number
+        for number, setting in enumerate(settings)
+        if setting.quality.lower_bound() >= target and setting.saving > 0
+    ]
+    return max(safe, key=lambda number: settings[number].saving, default=None)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Per training item and price: predicted worth of playing on from a state, and what playing on really brought."""
+
+    worth: Floats
+    relative: Floats
+    cost: Floats
+
+
+def _back_up(
+    train: Outcomes, paid: Paid, asked: tuple[int, ...], predicted: Floats, rates: Floats, after: dict[Paid, _Value]
+) -> _Value:
+    """Return the value of a state from the out-of-fold predictions of its moves."""
+    pool = len(train.models) - 1
+    gains, costs = predicted[:, :pool], predicted[:, pool : 2 * pool + 1]
+    count, width = len(train), len(rates)
+    true_gains = train.relative()
+    nothing = np.zeros((count, width))
+    worths = [-rates * costs[:, [0]]]
+    brought = [(nothing, nothing + train.costs[:, [0]])]
+    for model in paid:
+        worths.append(nothing + gains[:, [model - 1]])
+        brought.append((nothing + true_gains[:, [model - 1]], nothing))
+    unpaid = [model for model in asked if model not in paid]
+    for model in range(1, pool + 1):
+        if model in paid:
+            continue
+        if model in unpaid:
+            start = 2 * pool + 1 + unpaid.index(model) * width
+            worths.append(predicted[:, start : start + width] - rates * costs[:, [model]])
+            later = after[_with(paid, model)]
+            brought.append((later.relative, later.cost + train.costs[:, [model]]))
+        else:
+            worths.append(gains[:, [model - 1]] - rates * costs[:, [model]])
+            brought.append((nothing + true_gains[:, [model - 1]], nothing + train.costs[:, [model]]))
+    stacked = np.stack(worths)
+    best = np.argmax(stacked, axis=0)[None]
+    return _Value(
+        worth=np.take_along_axis(stacked, best, axis=0)[0],
+        relative=np.take_along_axis(np.stack([relative for relative, _ in brought]), best, axis=0)[0],
+        cost=np.take_along_axis(np.stack([cost for _, cost in brought]), best, axis=0)[0],
+    )
+
+
+def _asked(train: Outcomes) -> tuple[int, ...]:
+    """Return the pool models whose answers can inform a later move, at most `MOST_ASKED`, best score for its cost first."""
+    relative_cost = train.costs.mean(axis=0) / train.costs[:, 0].mean()
+    merit = train.scores.mean(axis=0) - relative_cost
+    ranked = sorted(answered_models(train), key=lambda model: -merit[model])
+    return tuple(sorted(ranked[:MOST_ASKED]))
+
+
+def _with(paid: Paid, model: int) -> Paid:
+    return tuple(sorted((*paid, model)))
