@@ -16,8 +16,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +32,7 @@ from policies.routing import NoRoute, Request, Snapshot, route
 from producers import rowkeys
 from producers.collector import Collector
 from producers.feeder import Feeder, Patience, Work
-from producers.inputs import Source, Survey, open_source
+from producers.inputs import Row, Source, Survey, open_source, reading
 from producers.outputs import Output, check_columns, check_format, open_output
 from producers.progress import Progress, Silent
 from producers.refusal import Refused
@@ -175,11 +175,12 @@ async def run(
     output = await asyncio.to_thread(open_output, spec.output, plan.source, plan.survey, raw_csv=spec.raw_csv)
     try:
         run_id, generation = await _open_run(plan, client)
-        with progress or Silent() as shown:
-            collector, complete = await _carry(plan, client, output, run_id, generation, shown, stop)
+        with progress or Silent() as shown, reading(plan.source, spec.limit) as rows:
+            collector, complete = await _carry(plan, client, output, rows, (run_id, generation), shown, stop)
         path = output.finish() if complete else output.keep()
     except BaseException:
-        output.keep()
+        with contextlib.suppress(Refused):  # a full disk refuses the end of the file as it refused the rows
+            output.keep()
         raise
     return _outcome(plan, collector, run_id, path, complete=complete, seconds=time.monotonic() - began_s)
 
@@ -188,12 +189,13 @@ async def _carry(
     plan: Plan,
     client: AsyncClient,
     output: Output,
-    run_id: str,
-    generation: str,
+    rows: Iterator[Row],
+    opened: tuple[str, str],
     progress: Progress,
     stop: asyncio.Event,
 ) -> tuple[Collector, bool]:
     spec, window = plan.spec, Window()
+    run_id, generation = opened
 
     def say(hint: str | None) -> None:
         collector.hint = hint
@@ -203,7 +205,7 @@ async def _carry(
     collector = Collector(
         client=client,
         source=plan.source,
-        limit=spec.limit,
+        rows=rows,
         window=window,
         output=output,
         patience=patience,
@@ -386,7 +388,8 @@ async def _open_run(plan: Plan, client: AsyncClient) -> tuple[str, str]:
         {
             "id": new_job_id(time.time_ns() // 1_000_000, os.urandom(10)),
             "tenant": tenant,
-            "name": f"{spec.intent} {spec.input.name}",
+            # A file's name need not be Unicode; the ledger's text is.
+            "name": f"{spec.intent} {spec.input.name}".encode("utf-8", "replace").decode(),
             "fingerprint": fingerprint,
         },
     )
@@ -394,8 +397,3 @@ async def _open_run(plan: Plan, client: AsyncClient) -> tuple[str, str]:
         raise Refused(f"run {rows[0]['id']} is {rows[0]['state']}; begin a new one with --fresh")
     # Rows of a first run are shared with other inputs that hold the same rows; a fresh run shares nothing.
     return rows[0]["id"], fingerprint if "." in fingerprint else ""
-
-
-def resumed(spec: BatchSpec) -> BatchSpec:
-    """The specification that goes on with an interrupted run."""
-    return replace(spec, fresh=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +45,8 @@ class Collector:
 
     client: AsyncClient
     source: Source
-    limit: int | None
+    rows: Iterator[Row]
+    """A second pass over the input: the columns of rows that wait for their answers are not kept in memory."""
     window: Window
     output: Output
     patience: Patience
@@ -57,13 +57,8 @@ class Collector:
     counts: Counts = field(default_factory=Counts, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
     hint: str | None = field(default=None, init=False)
-    _rows: Iterator[Row] = field(init=False, repr=False)
     _pace: Pace = field(default_factory=Pace, init=False, repr=False)
     _moved_s: float = field(default_factory=time.monotonic, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # A second pass over the input: the columns of rows that wait for their answers are not kept in memory.
-        self._rows = itertools.islice(self.source.rows(), self.limit)
 
     async def collect(self, feeding: asyncio.Task[None], stop: asyncio.Event) -> bool:
         """Write rows until all are written (True) or `stop` is set (False: what is done is written, with gaps).
@@ -75,6 +70,7 @@ class Collector:
         while True:
             began_s = time.monotonic()
             found = await self._ask()
+            asking_s = time.monotonic() - began_s
             await self._write_ready()
             self.tell()
             if feeding.done():
@@ -86,7 +82,7 @@ class Collector:
                 return False
             # Asking is never more than a fifth of the time, and never more often than 20 times a second.
             pause_s = 0.05 if found else min(0.5, pause_s * 1.5)
-            await self._rest(max(pause_s, 4 * (time.monotonic() - began_s)), feeding, stop)
+            await self._rest(max(pause_s, 4 * asking_s), feeding, stop)
 
     async def _rest(self, pause_s: float, feeding: asyncio.Task[None], stop: asyncio.Event) -> None:
         self.window.filled.clear()
@@ -134,7 +130,7 @@ class Collector:
 
     async def _write(self, slots: Sequence[Slot]) -> None:
         """Write the rows at the head of the window, or as many of them as fit into memory at once."""
-        rows = await asyncio.to_thread(take, self._rows, len(slots), _WRITE_BYTES)
+        rows = await asyncio.to_thread(take, self.rows, len(slots), _WRITE_BYTES)
         slots = slots[: len(rows)]
         if not rows or any(mark(row) != slot.mark for row, slot in zip(rows, slots, strict=True)):
             raise Refused(

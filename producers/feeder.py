@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from producers import rowkeys
-from producers.inputs import Row, Source, take
+from producers.inputs import Row, Source, reading, take
 from producers.template import FieldProblem, Template, as_text
 from producers.window import Slot, Window
 from waybill.client import AsyncClient
@@ -63,6 +62,7 @@ class Patience:
     """Waits out an outage of Postgres, and says so while it waits."""
 
     say: Callable[[str | None], None]
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def __call__(self, ask: Callable[[], Awaitable[T]]) -> T:
         """`await ask()`, again (0.2 s doubling to 5 s) until Postgres answers. `ask` must be harmless when repeated."""
@@ -72,7 +72,7 @@ class Patience:
                 answer = await ask()
             except LedgerUnavailable:
                 self.say("Postgres does not answer, waiting for it")
-                await asyncio.sleep(pause_s)
+                await self.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
             else:
                 if pause_s > 0.2:
@@ -114,8 +114,7 @@ class Feeder:
         Raises:
             InvalidJob: A job that passed our checks is refused; what was accepted before stays accepted.
         """
-        rows = itertools.islice(self.source.rows(), self.limit)
-        with closing(rowkeys.Occurrences()) as occurrences:
+        with reading(self.source, self.limit) as rows, closing(rowkeys.Occurrences()) as occurrences:
             # In threads: reading and rendering must not stop the collector.
             while chunk := await asyncio.to_thread(take, rows, _CHUNK_ROWS, _CHUNK_BYTES):
                 entries = await asyncio.to_thread(self._entries, chunk, occurrences)

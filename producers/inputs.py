@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -78,8 +79,8 @@ class Source(Protocol):
         """Where it is."""
         ...
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in order."""
+    def rows(self) -> Generator[Row]:
+        """All rows, in order. Close it, or read it to its end: it holds a file open."""
         ...
 
     def survey(self, limit: int | None) -> Survey:
@@ -122,6 +123,18 @@ def open_source(path: Path) -> Source:
     return readers[suffix](path)
 
 
+@contextmanager
+def reading(source: Source, limit: int | None) -> Iterator[Iterator[Row]]:
+    """The first rows of a source, for the length of a block."""
+    rows = source.rows()
+    try:
+        yield itertools.islice(rows, limit)
+    finally:
+        # A thread that we were cancelled out of may be reading still; then the file is closed when it lets go.
+        with suppress(ValueError):
+            rows.close()
+
+
 def take(rows: Iterator[Row], count: int, max_bytes: int) -> list[Row]:
     """The next rows: `count` of them, or fewer once their texts pass `max_bytes`; [] at the end."""
     taken: list[Row] = []
@@ -140,7 +153,7 @@ class JsonLines:
 
     path: Path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row]:
         """All rows, in order."""
         number = 0
         with self.path.open("rb") as file:
@@ -187,7 +200,7 @@ class CsvFile:
 
     path: Path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Generator[Row]:
         """All rows, in order. A record with another number of cells than the header is a problem of that row."""
         csv.field_size_limit(MAX_ROW_BYTES)
         # Bytes that are not UTF-8 come through as lone surrogates, so that they spoil their own record only.
@@ -266,13 +279,14 @@ def _clean(text: str) -> str:
 
 def _surveyed(source: Source, limit: int | None) -> Survey:
     survey = Survey()
-    for row in itertools.islice(source.rows(), limit):
-        survey.note(row)
-        if len(survey.columns) > MAX_COLUMNS:
-            raise Refused(
-                f"INPUT {source.path}: has more than {MAX_COLUMNS} columns by {row.place}; put varying names into a"
-                " field of their own"
-            )
+    with reading(source, limit) as rows:
+        for row in rows:
+            survey.note(row)
+            if len(survey.columns) > MAX_COLUMNS:
+                raise Refused(
+                    f"INPUT {source.path}: has more than {MAX_COLUMNS} columns by {row.place}; put varying names into a"
+                    " field of their own"
+                )
     return survey
 
 

@@ -16,7 +16,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -111,14 +112,9 @@ class Output:
         Raises:
             Refused: The disk does not take them.
         """
-        try:
+        with self._told():
             self._writer.write(rows)
             self._file.flush()
-        except OSError as exc:
-            raise Refused(
-                f"OUTPUT {self.partial}: {exc.strerror}; the answers are in the ledger: make room, then the same"
-                " command goes on"
-            ) from None
 
     def finish(self) -> Path:
         """Give the file its name; returns it."""
@@ -132,11 +128,23 @@ class Output:
         return self.partial
 
     def _close(self) -> None:
-        if not self._file.closed:
+        if self._file.closed:
+            return
+        with self._told():
             try:
                 self._writer.end()
             finally:
                 self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise Refused(
+                f"OUTPUT {self.partial}: {exc.strerror or exc}; the answers are in the ledger: make room, then the same"
+                " command goes on"
+            ) from None
 
 
 def check_columns(columns: Mapping[str, object], path: Path) -> None:
@@ -182,10 +190,12 @@ def open_output(path: Path, source: Source, survey: Survey, *, raw_csv: bool = F
         raise Refused(f"OUTPUT {path}: cannot be written: {exc.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        file.truncate(0)
+    except OSError as exc:
         file.close()
-        raise Refused(f"OUTPUT {path}: another run is writing it now; wait for it, or name another file") from None
-    file.truncate(0)
+        if isinstance(exc, BlockingIOError):
+            raise Refused(f"OUTPUT {path}: another run is writing it now; wait for it, or name another file") from None
+        raise Refused(f"OUTPUT {partial}: cannot be written: {exc.strerror}") from None
     suffix = path.suffix.lower()
     writer: _Writer
     if suffix == ".csv":

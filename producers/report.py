@@ -196,21 +196,45 @@ def exact(usd: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def table(report: Mapping[str, Any]) -> RenderableType:
-    """A summary as a table: a line per intent and model, and what it all came to."""
+def show(report: Mapping[str, Any]) -> None:
+    """Print the table on stdout; what is no terminal (a file, CI) gets room for whole names."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table(report, with_tokens=console.width >= 100))
+
+
+def table(report: Mapping[str, Any], *, with_tokens: bool = True) -> RenderableType:
+    """A summary as a table: a line per intent and model, and what it all came to.
+
+    Args:
+        report: As `summary` gives it.
+        with_tokens: Whether there is room (100 columns) for the two columns of tokens.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = Table(title="What it cost, failed attempts included", title_justify="left", title_style="bold")
+    flagship = report.get("flagship") or "the flagship"
+    columns = Table(
+        title=f"What it cost, failed attempts included, and the same tokens on {flagship}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for heading in ("Intent", "Model"):
-        columns.add_column(heading)
-    for heading in ("Jobs", "Calls", "Tokens in", "Tokens out", "USD", report.get("flagship") or "Flagship", "Saved"):
-        columns.add_column(heading, justify="right")
+        columns.add_column(heading, no_wrap=True)
+    tokens = ("Tokens in", "Tokens out") if with_tokens else ()
+    for heading in ("Jobs", "Calls", *tokens, "USD", "Flagship", "Saved"):
+        columns.add_column(heading, justify="right", no_wrap=True)
     for intent, figures in report["by_intent"].items():
         for model, part in figures["by_model"].items():
-            columns.add_row(intent, model, *_cells(part))
+            columns.add_row(intent, model, *_cells(part, with_tokens))
         unanswered = figures["jobs"] - figures["succeeded"]
         if unanswered:
-            columns.add_row(intent, "[dim]no answer[/dim]", f"{unanswered:,}", *[""] * 6)
+            columns.add_row(intent, "[dim]no answer[/dim]", f"{unanswered:,}", *[""] * (6 if with_tokens else 4))
         columns.add_section()
     everything = {
         "jobs": report["jobs"],
@@ -218,18 +242,17 @@ def table(report: Mapping[str, Any]) -> RenderableType:
         **{key: sum(part[key] for part in report["by_model"].values()) for key in ("input_tokens", "output_tokens")},
         **{key: report[key] for key in ("usd", "flagship_usd", "saved_ratio")},
     }
-    columns.add_row("[bold]all[/bold]", "", *_cells(everything), style="bold")
+    columns.add_row("[bold]all[/bold]", "", *_cells(everything, with_tokens), style="bold")
     columns.caption = _caption(report)
     columns.caption_justify = "left"
     return columns
 
 
-def _cells(part: Mapping[str, Any]) -> list[str]:
+def _cells(part: Mapping[str, Any], with_tokens: bool) -> list[str]:
     return [
         f"{part['jobs']:,}",
         f"{part['attempts']:,}",
-        f"{part['input_tokens']:,}",
-        f"{part['output_tokens']:,}",
+        *([f"{part['input_tokens']:,}", f"{part['output_tokens']:,}"] if with_tokens else []),
         f"{Decimal(part['usd']):.6f}",
         f"{Decimal(part['flagship_usd']):.6f}",
         "" if part["saved_ratio"] is None else f"{part['saved_ratio']:.1%}",

@@ -146,6 +146,12 @@ class Message(BaseModel):
     role: Literal["user", "assistant"]
     content: str
 
+    @field_validator("content")
+    @classmethod
+    def _no_lone_surrogates(cls, text: str) -> str:
+        check_text(text)
+        return text
+
 
 def _depth(value: object, limit: int) -> int:
     """Nesting depth of a JSON value, found without recursion; stops counting past `limit`."""
@@ -208,6 +214,13 @@ class Job(BaseModel):
         if text is not None:
             check_text(text)
         return text
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_text(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            check_text(label)
+        return labels
 
     @field_validator("json_schema")
     @classmethod

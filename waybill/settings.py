@@ -50,7 +50,7 @@ class Settings(BaseModel):
     local_server_url: str | None = None
     """An OpenAI-compatible server (llama-server, Ollama, vLLM) instead of the in-process model, e.g. http://127.0.0.1:8080/v1"""
     local_server_model: str | None = None
-    """The model's name at `local_server_url`."""
+    """What that server calls its model; None = the id that the policy's chain names."""
     local_threads: int = Field(default=2, ge=1, le=256)
     local_context_tokens: int = Field(default=4096, ge=512)
 

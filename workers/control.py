@@ -19,6 +19,7 @@ from waybill.ledger.engine import Ledger
 from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.streaming import publish_end
+from workers.crashpoint import crash_point
 from workers.telemetry import configure, emit
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ class Control:
     async def release(self) -> None:
         """Parked jobs whose time has come go back to their queue."""
         rows = await self._ledger.fetch(queries.RELEASE_DUE, {"limit": 500})
+        if rows:
+            crash_point("after_release")
         await self._ring_routed(rows)
         await self._tell_final(rows)
         if rows:
@@ -97,6 +100,8 @@ class Control:
     async def rescue(self) -> None:
         """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""
         rows = await self._ledger.fetch(queries.RESCUE, {"limit": 500, "max_losses": MAX_LOSSES})
+        if rows:
+            crash_point("after_rescue")
         await self._ring_routed(rows)
         await self._tell_final(rows)
         if rows:
@@ -117,6 +122,7 @@ class Control:
         )
         if not rows:
             return
+        crash_point("before_ring_again")
         emit("doorbells.rerung", jobs=len(rows), cause="redis was wiped" if wiped else "not heard")
         queued = [row["id"] for row in rows if row["state"] == "queued"]
         await asyncio.to_thread(self._broker.ring, dispatch_doorbells(queued))

@@ -14,6 +14,7 @@ from waybill.broker import execute_doorbells
 from waybill.contract import Candidate
 from waybill.ledger import queries
 from waybill.streaming import publish_end
+from workers.crashpoint import crash_point
 from workers.runtime import Runtime
 from workers.telemetry import emit
 
@@ -61,6 +62,7 @@ async def dispatch(runtime: Runtime, job_ids: Sequence[str]) -> str:
 async def _record_and_ring(runtime: Runtime, routed: dict[str, Route], rows: Mapping[str, Mapping[str, Any]]) -> None:
     if not routed:
         return
+    crash_point("before_route")
     moved = await runtime.ledger.fetch_patiently(
         queries.ROUTE,
         {
@@ -73,6 +75,7 @@ async def _record_and_ring(runtime: Runtime, routed: dict[str, Route], rows: Map
         },
         give_up=runtime.draining,
     )
+    crash_point("after_route")
     first = {row["id"]: routed[row["id"]].candidates[0] for row in moved}
     await runtime.ring(
         execute_doorbells(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState,
 from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
+from workers.crashpoint import crash_point
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
@@ -433,17 +433,3 @@ def _failed_state(attempt: Attempt) -> AttemptState:
     if attempt.failure.code == "cancelled":
         return AttemptState.CANCELLED
     return _ATTEMPT_OF_ERROR.get(type(attempt.failure), AttemptState.FAILED)
-
-
-_CRASH_AT = os.environ.get("WAYBILL_CRASH_AT", "")
-_crash_count = 0
-
-
-def crash_point(name: str) -> None:
-    """For fault tests: with WAYBILL_CRASH_AT=name:n the process dies at the n-th passage, as kill -9 would."""
-    global _crash_count
-    if not _CRASH_AT or not _CRASH_AT.startswith(f"{name}:"):
-        return
-    _crash_count += 1
-    if _crash_count >= int(_CRASH_AT.rsplit(":", 1)[1]):
-        os._exit(137)

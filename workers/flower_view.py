@@ -17,6 +17,9 @@ def run_flower(settings: Settings) -> None:
     os.environ["FLOWER_BASIC_AUTH"] = f"{settings.flower_user}:{settings.flower_password.get_secret_value()}"
     app = Celery("waybill-flower")
     app.conf.update(celery_config(settings.require_broker_url()))
+    # Flower asks every worker about a dozen things at once, each on a connection of its own; with the few of a producer
+    # its event receiver gets none and the task list stays empty.
+    app.conf.broker_pool_limit = 30
     app.start(
         argv=[
             "flower",
@@ -25,7 +28,7 @@ def run_flower(settings: Settings) -> None:
             "--read_only=True",
             "--max_tasks=5000",
             "--purge_offline_workers=300",
-            "--enable_events=True",
+            "--enable_events=False",
             "--tasks_columns=name,uuid,state,args,result,received,started,runtime,worker",
             "--inspect_timeout=2000",
         ]

@@ -22,6 +22,7 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 from __future__ import annotations
 
 import logging
+import warnings
 
 log = logging.getLogger("waybill")
 
@@ -43,5 +44,7 @@ def configure(level: str) -> None:
     """Plain lines on stderr: time, level, message. The supervisor prefixes the process's name."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.captureWarnings(True)
+    # Celery warns root because of pickle; our workers accept JSON only.
+    warnings.filterwarnings("ignore", message=".*superuser privileges.*")
     for noisy in ("httpx2", "httpcore2", "aiohttp", "asyncio", "celery.worker.strategy", "celery.app.trace", "kombu"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -95,9 +95,8 @@ def _of_text(text: str) -> str:
         top, bottom = float(fraction.group(2) or fraction.group(5)), float(fraction.group(3) or fraction.group(6))
         if bottom:
             return f"n:{sign * top / bottom:.6g}"
-    if len(text) <= _LONGEST_LITERAL:
-        if structure := _structure(text):
-            return structure
+    if len(text) <= _LONGEST_LITERAL and (structure := _structure(text)):
+        return structure
     return "t:" + _SPACE.sub(" ", plain).strip(" .'\"").casefold()
 
 

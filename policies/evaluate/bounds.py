@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
 
 from policies.evaluate.outcomes import Floats
 
@@ -52,8 +51,3 @@ def labels_lacking(quality: Quality, *, target: float, confidence: float = CONFI
         return None
     needed = quality.labels * (NormalDist().inv_cdf(confidence) * quality.standard_error / gap) ** 2
     return max(1, math.ceil(needed) - quality.labels)
-
-
-def share_of(mask: Floats) -> float:
-    """Return the mean of a 0/1 column as a plain float."""
-    return float(np.mean(mask)) if len(mask) else 0.0

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -32,7 +33,7 @@ def tokens(prompt: str) -> list[str]:
     found = [
         "#" * min(len(word), 4) if word.isdigit() else word for word in _TOKEN.findall(prompt[:READ_CHARS].lower())
     ]
-    return list({*found, *map(" ".join, zip(found, found[1:], strict=False))})
+    return list({*found, *map(" ".join, pairwise(found))})
 
 
 def surface(prompt: str) -> tuple[float, ...]:

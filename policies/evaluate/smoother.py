@@ -120,7 +120,8 @@ class Smoother:
 
 def _grow(rows: Rows, shape_by: Floats, inside: Ints, outside: Ints, seed: int) -> _Member:
     forest = ExtraTreesRegressor(_TREES, min_samples_leaf=_LEAF, max_features=_COLUMNS_TRIED, random_state=seed)
-    forest.fit(rows.raw[inside], shape_by[inside])
+    wanted = shape_by[inside]
+    forest.fit(rows.raw[inside], wanted[:, 0] if wanted.shape[1] == 1 else wanted)
     trees = tuple(estimator.tree_ for estimator in forest.estimators_)
     starts = np.concatenate([[0], np.cumsum([tree.node_count for tree in trees])]).astype(np.int64)
     centre = rows.linear[inside].mean(axis=0)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from policies.catalog import CATALOG
@@ -22,7 +23,8 @@ from workers.providers.local_model import LocalModel, check_file
 from workers.providers.registry import default_local_model
 
 MODEL = CATALOG["smollm2-135m-instruct"]
-SYSTEMS = [f"You sort letters for the {place} office. " + "Look at the sender, the subject and the tone. " * 6 for place in ("Paris", "Oslo", "Rome")]  # fmt: skip
+LOOK = "Look at the sender, the subject and the tone. " * 6
+SYSTEMS = [f"You sort letters for the {place} office. {LOOK}" for place in ("Paris", "Oslo", "Rome")]
 
 
 def asked(text: str, **changed: Any) -> Call:
@@ -139,12 +141,12 @@ async def test_reuse_does_not_change_the_answer(provider: LocalProvider) -> None
 
     assert warm.text == cold.text
     for label in labels:
-        assert warm.label_logprobs[label] == pytest.approx(cold.label_logprobs[label], abs=0.05)
+        assert warm.label_logprobs[label] == pytest.approx(cold.label_logprobs[label], abs=1e-3)
 
 
 async def test_more_prompts_than_memory_push_out_the_oldest(provider: LocalProvider) -> None:
     for number in range(6):
-        answer = await provider.call(asked(f"{number} " + f"word{number} " * 150))
+        answer = await provider.call(asked(f"{number} " + f"word{number} " * 150, labels=("yes", "no")))
 
         assert answer.usage is not None
         assert answer.usage.prompt_tokens > 300
@@ -179,29 +181,27 @@ async def test_the_likelihood_of_a_label_is_the_models_own(provider: LocalProvid
     call = asked("Is water wet?", labels=("yes", "no"))
     prompt = local_chat.Chat(model).prompt(call)
     spelled = [model.tokens(label, control=False) for label in call.labels]
-    wanted: dict[str, float] = {}
-    for label, tokens in zip(call.labels, spelled, strict=True):
-        total, sequence = 0.0, [*prompt, *tokens]
-        model.keep(0, 0)
-        rows: list[Any] = []
-        for position, token in enumerate(sequence):
-            entry = local_model.Entry(token, position, 0, is_wanted=True)
-            model.step([entry], lambda _, row: rows.append(row.copy()))
-        for offset, token in enumerate(tokens):
-            row = rows[len(prompt) - 1 + offset].astype("float64")
-            total += row[token] - row.max() - float(_log_sum(row))
-        wanted[label] = total
+    wanted = {label: _one_by_one(model, prompt, tokens) for label, tokens in zip(call.labels, spelled, strict=True)}
 
     answer = await provider.call(call)
 
     for label in call.labels:
-        assert answer.label_logprobs[label] == pytest.approx(wanted[label], abs=0.05)
+        assert answer.label_logprobs[label] == pytest.approx(wanted[label], abs=1e-3)
 
 
-def _log_sum(row: Any) -> float:
-    import numpy as np
-
-    return float(np.log(np.exp(row - row.max()).sum()))
+def _one_by_one(model: LocalModel, prompt: list[int], tokens: list[int]) -> float:
+    """Log-probability of `tokens` after `prompt`, with nothing shared, batched or reused."""
+    rows: list[Any] = []
+    model.keep(0, 0)
+    for position, token in enumerate([*prompt, *tokens]):
+        model.step(
+            [local_model.Entry(token, position, 0, is_wanted=True)], lambda _, row: rows.append(row.astype("f8"))
+        )
+    after = rows[len(prompt) - 1 :]
+    return sum(
+        float(row[token] - row.max() - np.log(np.exp(row - row.max()).sum()))
+        for row, token in zip(after, tokens, strict=False)
+    )
 
 
 # What it refuses ------------------------------------------------------------------------------------------------------
@@ -235,8 +235,8 @@ async def test_a_schema_no_grammar_can_say_is_rejected(provider: LocalProvider, 
 async def test_closing_fails_what_waits_and_what_comes_later() -> None:
     made = await asyncio.to_thread(LocalProvider, _need_model(), threads=1, context_tokens=1024)
     running = [asyncio.create_task(made.call(asked(f"Tell {n}", max_output_tokens=500))) for n in range(3)]
-    while made.waiting < 3:
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # lets each of them put its work into the queue
+    assert made.waiting == 3
 
     await made.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.inputs import MAX_ROW_BYTES, open_source, take
@@ -27,6 +27,7 @@ def problems(path: Path) -> list[tuple[str, str | None]]:
     return [(row.place, row.problem) for row in open_source(path).rows()]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(tables)
 def test_csv_jsonl_and_parquet_of_the_same_table_give_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory, table: list[tuple[str, str]]

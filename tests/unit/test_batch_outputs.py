@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.inputs import open_source
-from producers.outputs import ABOUT, Finished, Output, check_columns, defused, json_line, open_output
+from producers.outputs import ABOUT, Finished, Output, _JsonLines, check_columns, defused, json_line, open_output
 from producers.refusal import Refused
 
 money = st.decimals(min_value=0, max_value=1000, places=12)
@@ -42,6 +42,7 @@ def jsonl(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.text(), json_values, max_size=4), json_values, money)
 def test_a_jsonl_row_comes_back_as_it_was_with_every_digit_of_the_money(
     fields: dict[str, Any], answer: Any, usd: Decimal
@@ -100,6 +101,7 @@ def test_rows_stand_in_the_order_written_with_columns_then_answer_then_about(tmp
     assert [row["_status"] for row in back] == ["succeeded", "invalid"]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.text(), min_size=1, max_size=5))
 def test_no_csv_cell_begins_like_a_formula_and_nothing_else_is_changed(texts: list[str]) -> None:
     for text in texts:
@@ -161,6 +163,16 @@ def test_an_interrupted_output_is_valid_and_leaves_the_old_one_alone(tmp_path: P
     assert kept.name == "o.parquet.partial"
     assert pq.read_table(kept)["t"].to_pylist() == ["new"]
     assert pq.read_table(old)["t"].to_pylist() == ["old"]
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+    file = Path("/dev/full").open("wb")  # noqa: SIM115  # `keep` closes it
+    output = Output(tmp_path / "o.jsonl", tmp_path / "o.jsonl.partial", file, _JsonLines(file))
+
+    with pytest.raises(Refused, match="No space left on device; the answers are in the ledger"):
+        output.write([Finished({"t": "x"}, "succeeded")])
+    with pytest.raises(Refused):
+        output.keep()
 
 
 def test_two_runs_never_write_the_same_output(tmp_path: Path) -> None:

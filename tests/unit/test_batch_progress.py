@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.progress import Lines, Pace, Standing, one_line
@@ -35,6 +35,7 @@ def test_a_run_that_stands_still_asks_for_workers_and_an_outage_is_named() -> No
     assert "Postgres" in one_line(Standing(total=10, waiting=10, idle_s=21, hint="Postgres does not answer"))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.floats(0.1, 100), st.integers(10, 200))
 def test_the_pace_of_a_steady_run_is_its_rate(rate: float, seconds: int) -> None:
     pace = Pace()

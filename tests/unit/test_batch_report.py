@@ -4,7 +4,7 @@ import io
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -43,6 +43,7 @@ def states(intent: str = "extraction", **numbers: int) -> list[dict[str, Any]]:
     return [{"intent": intent, "state": s, "jobs": n, "first_s": 100.0, "last_s": 104.0} for s, n in numbers.items()]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(lanes, st.integers(0, 12))
 def test_figures_added_chunk_by_chunk_are_the_figures_of_the_whole(rows: list[dict[str, Any]], cut: int) -> None:
     whole, first, second = Totals(), Totals(), Totals()
@@ -110,6 +111,7 @@ def shown(report: dict[str, Any]) -> str:
     return out.getvalue()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.decimals(min_value=0, max_value=10**6, places=12))
 def test_exact_money_loses_no_digit(usd: Decimal) -> None:
     assert Decimal(exact(usd)) == usd

@@ -3,7 +3,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.refusal import Refused
@@ -12,6 +12,7 @@ from producers.template import FieldProblem, escape, parse
 names = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text())
 def test_an_escaped_text_renders_to_itself(text: str) -> None:
     template = parse(escape(text), "p")
@@ -20,6 +21,7 @@ def test_an_escaped_text_renders_to_itself(text: str) -> None:
     assert template.render({}) == text
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(names, st.text(min_size=1).filter(str.strip), st.text(), st.text())
 def test_a_value_goes_in_as_it_is_and_is_never_read_as_a_template(
     name: str, value: str, before: str, after: str

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.window import Slot, Window
@@ -12,6 +12,7 @@ def slots(*ids: str | None) -> list[Slot]:
     return [Slot(b"", job_id, problem=None if job_id else "bad") for job_id in ids]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(1, 5))
 def test_rows_leave_in_input_order_whatever_the_order_of_their_ends(
     ends: list[int], invalid: set[int], count: int

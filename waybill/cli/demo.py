@@ -95,11 +95,9 @@ def _bill(sandbox_url: str) -> str:
 
 
 def _show(figures: dict[str, Any], outcome: DemoOutcome, output: Path) -> int:
-    from rich.console import Console
-
     from producers import report as reports
 
-    Console().print(reports.table(outcome.summary))
+    reports.show(outcome.summary)
     say(f"answers: {output}/")
     if figures["sandbox"]:
         agrees = Decimal(str(figures["usd"])) == Decimal(figures["bill_usd"])

@@ -129,13 +129,11 @@ def _service_urls(settings: Settings) -> tuple[str, str]:
 
 
 def _tell(outcome: BatchOutcome, report_file: Path | None) -> None:
-    from rich.console import Console
-
     from producers import report
 
     if report_file is not None:
         report_file.write_text(json.dumps(outcome.report, indent=2) + "\n", encoding="utf-8")
-    Console().print(report.table(outcome.report))
+    report.show(outcome.report)
     if outcome.adopted:
         click.echo(
             f"{outcome.adopted:,} of {outcome.rows:,} rows were done before and cost nothing now;"

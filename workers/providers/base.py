@@ -60,12 +60,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the provider's headers say is left. None = not said. Only ever lowers what we believe."""
+    """What the provider's headers say: limits a minute, and what is left. None = not said. Only ever lowers what we believe."""
 
     requests_remaining: int | None = None
     input_tokens_remaining: int | None = None
     output_tokens_remaining: int | None = None
     tokens_remaining: int | None = None
+    requests_limit: int | None = None
+    input_tokens_limit: int | None = None
+    output_tokens_limit: int | None = None
+    tokens_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,12 +43,20 @@ def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
 
 
 def anthropic_limits(headers: Mapping[str, str]) -> Limits:
-    """Of `anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-remaining`."""
+    """Of `anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{remaining,limit}`."""
+
+    def said(what: str) -> int | None:
+        return _count(headers.get(f"anthropic-ratelimit-{what}"))
+
     return Limits(
-        requests_remaining=_count(headers.get("anthropic-ratelimit-requests-remaining")),
-        input_tokens_remaining=_count(headers.get("anthropic-ratelimit-input-tokens-remaining")),
-        output_tokens_remaining=_count(headers.get("anthropic-ratelimit-output-tokens-remaining")),
-        tokens_remaining=_count(headers.get("anthropic-ratelimit-tokens-remaining")),
+        requests_remaining=said("requests-remaining"),
+        input_tokens_remaining=said("input-tokens-remaining"),
+        output_tokens_remaining=said("output-tokens-remaining"),
+        tokens_remaining=said("tokens-remaining"),
+        requests_limit=said("requests-limit"),
+        input_tokens_limit=said("input-tokens-limit"),
+        output_tokens_limit=said("output-tokens-limit"),
+        tokens_limit=said("tokens-limit"),
     )
 
 
@@ -62,7 +70,12 @@ def openai_limits(headers: Mapping[str, str]) -> Limits:
             return None
         return _count(headers.get(f"x-ratelimit-remaining-{what}"))
 
-    return Limits(requests_remaining=remaining("requests"), tokens_remaining=remaining("tokens"))
+    return Limits(
+        requests_remaining=remaining("requests"),
+        tokens_remaining=remaining("tokens"),
+        requests_limit=_count(headers.get("x-ratelimit-limit-requests")) or None,
+        tokens_limit=_count(headers.get("x-ratelimit-limit-tokens")) or None,
+    )
 
 
 def _seconds(value: str | None) -> float | None:

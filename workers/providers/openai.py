@@ -47,7 +47,13 @@ class OpenAIProvider:
     """
 
     def __init__(
-        self, api_key: str, base_url: str | None = None, name: str = "openai", *, compatible: bool = False
+        self,
+        api_key: str,
+        base_url: str | None = None,
+        name: str = "openai",
+        *,
+        compatible: bool = False,
+        model_name: str | None = None,
     ) -> None:
         """Opens nothing yet; connections belong to the loop of the first call.
 
@@ -57,6 +63,7 @@ class OpenAIProvider:
             name: Queue prefix and the name in messages.
             compatible: The server is not OpenAI's (llama-server, Ollama, vLLM): only what they all know is sent, and
                 a missing model name or object type in the answer is borne.
+            model_name: What the server calls its model; None = the catalogue's id.
 
         Raises:
             ConfigError: The key or the URL cannot work.
@@ -64,6 +71,7 @@ class OpenAIProvider:
         wire.check_access(name, api_key, base_url)
         self.name = name
         self._compatible = compatible
+        self._model_name = model_name
         self._client = AsyncOpenAI(
             api_key=api_key,
             base_url=base_url,
@@ -75,6 +83,7 @@ class OpenAIProvider:
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
         request = completion_request(call, compatible=self._compatible)
+        request["model"] = self._model_name or call.model.id
         progress = Progress(self.name)
         try:
             async with asyncio.timeout(call.timeout_s):
@@ -94,6 +103,7 @@ class OpenAIProvider:
         A label is held back until it is whole and checked.
         """
         request = completion_request(call, compatible=self._compatible)
+        request["model"] = self._model_name or call.model.id
         progress = Progress(self.name)
         stream: AsyncStream[object] | None = None
         try:

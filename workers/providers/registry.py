@@ -61,7 +61,9 @@ def make_provider(name: str, settings: Settings, policy: Policy) -> Provider:
     if name == "local" and settings.local_server_url is not None:
         from workers.providers.openai import OpenAIProvider
 
-        return OpenAIProvider("local", settings.local_server_url, "local", compatible=True)
+        return OpenAIProvider(
+            "local", settings.local_server_url, "local", compatible=True, model_name=settings.local_server_model
+        )
     if name == "local":
         from workers.providers.local import LocalProvider
 

@@ -1,0 +1,3 @@
+"""Which of seven kinds of work an untagged prompt asks for, from its words alone, or "cannot tell"."""
+
+from __future__ import annotations
