@@ -46,4 +46,11 @@ def stream_key(job_id: str) -> str:
 EPOCH_KEY: Final = f"{REDIS_PREFIX}epoch"
 """Random value set by control; when it is gone or changed, Redis was lost and doorbells are rung again."""
 
+LIMIT_PREFIX: Final = f"{REDIS_PREFIX}limit:"
+"""Keys of the limiter, one group for each account and class of models (workers/limiter.lua)."""
+LIMIT_LANES_KEY: Final = f"{REDIS_PREFIX}limit-lanes"
+"""Sorted set: groups in which jobs wait for quota, by the time somebody last joined the line."""
+ESTIMATES_KEY: Final = f"{REDIS_PREFIX}estimates"
+"""Hash: what the fleet has learned about token counts, by `model intent`."""
+
 ENV_PREFIX: Final = "WAYBILL_"

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-
 from policies.evaluate.outcomes import Floats
 
 # One-sided. The margin itself is never typed in: it is this many standard errors of the labels at hand.

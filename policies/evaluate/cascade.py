@@ -9,7 +9,7 @@ is the largest saving whose quality, measured out of fold, keeps its lower confi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -79,9 +79,33 @@ class Cascade:
         buys = tuple(Move("buy", model) for model in range(1, len(self.models)) if model not in paid)
         return (Move("escalate", 0), *stops, *buys)
 
-    def worth(self, evidence: Evidence, paid: Paid, setting: int) -> Floats:
-        """Return the predicted worth of each open move (items x moves) at one setting."""
-        return self._worth(self.steps[paid].predict(self.knowledge.rows(evidence, paid)), paid, setting)
+    def warm(self) -> Cascade:
+        """Return the policy at its chosen price alone: what a dispatcher holds in memory.
+
+        Raises:
+            ValueError: No price was chosen; every job goes to the flagship and nothing has to be decided.
+        """
+        if self.chosen is None:
+            raise ValueError("no cheaper plan was shown to meet the target; route to the flagship")
+        head, width = 2 * len(self.models) - 1, len(self.settings)
+        steps = {}
+        for paid, step in self.steps.items():
+            going_on = [head + number * width + self.chosen for number in range(len(self.asked) - len(paid))]
+            steps[paid] = step.columns([*range(head), *going_on])
+        return replace(self, steps=steps, settings=(self.settings[self.chosen],), chosen=0)
+
+    def decide(self, evidence: Evidence, paid: Paid) -> list[Move]:
+        """Return the best move of each item after `paid` was paid for, at the chosen price.
+
+        Args:
+            evidence: From `gather`; of the answers and costs in it, only those of `paid` are read.
+            paid: The same for all items, as a dispatcher handles one state at a time.
+        """
+        if self.chosen is None:
+            return [Move("escalate", 0)] * len(evidence.tags)
+        moves = self.moves(paid)
+        predicted = self.steps[paid].predict(self.knowledge.rows(evidence, paid))
+        return [moves[best] for best in np.argmax(self._worth(predicted, paid, self.chosen), axis=1)]
 
     def play(self, outcomes: Outcomes, setting: int | None) -> Played:
         """Return what the policy does on recorded outcomes; an answer is read only after its cost was added."""

@@ -71,7 +71,7 @@ class Vocabulary:
         columns: list[int] = []
         starts = [0]
         for prompt in prompts:
-            columns.extend(filter(None.__ne__, map(self.index.get, tokens(prompt))))  # type: ignore[arg-type]  # None is filtered
+            columns.extend(at for at in map(self.index.get, tokens(prompt)) if at is not None)
             starts.append(len(columns))
         at = np.array(columns, dtype=np.int32)
         values = self.weights[at]

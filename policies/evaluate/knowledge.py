@@ -118,10 +118,11 @@ def gather(
             shapes[item, model] = shape(answer, normal, prompt)
             if normal != NOTHING:
                 codes[item, model] = numbers.setdefault(normal, len(numbers))
+    tags, surface = precall.encoder.onehot(intents), surfaces(prompts)
     return Evidence(
-        tags=precall.encoder.onehot(intents),
-        surface=surfaces(prompts),
-        scores=precall.score(prompts, intents) if scores is None else scores,
+        tags=tags,
+        surface=surface,
+        scores=precall.score_forms(prompts, tags, surface) if scores is None else scores,
         shapes=shapes,
         codes=codes,
         log_costs=np.log(costs + 1e-9),

@@ -33,14 +33,13 @@ class Encoder:
     spread: Floats
 
     def rows(self, prompts: Sequence[str], intents: Sequence[str]) -> sparse.csr_matrix:
-        form = (surfaces(prompts) - self.centre) / self.spread * _SURFACE_SCALE
-        return sparse.hstack(
-            [
-                self.vocabulary.rows(prompts),
-                sparse.csr_matrix(self.onehot(intents) * _TAG_SCALE),
-                sparse.csr_matrix(form),
-            ]
-        ).tocsr()
+        """Return tokens, tag and form side by side, as the regression is fitted on them."""
+        dense = np.hstack([self.onehot(intents) * _TAG_SCALE, self.form(surfaces(prompts))])
+        return sparse.hstack([self.vocabulary.rows(prompts), sparse.csr_matrix(dense)]).tocsr()
+
+    def form(self, surface: Floats) -> Floats:
+        """Return surfaces at the scale of the regression."""
+        return (surface - self.centre) / self.spread * _SURFACE_SCALE
 
     def onehot(self, intents: Sequence[str]) -> Floats:
         table = np.zeros((len(intents), len(self.tags)))
@@ -60,7 +59,13 @@ class Precall:
 
     def score(self, prompts: Sequence[str], intents: Sequence[str]) -> Floats:
         """Return the expected score of each pool model minus the flagship's, and last the flagship's own score."""
-        return np.asarray(self.encoder.rows(prompts, intents) @ self.weights) + self.offset
+        return self.score_forms(prompts, self.encoder.onehot(intents), surfaces(prompts))
+
+    def score_forms(self, prompts: Sequence[str], tags: Floats, surface: Floats) -> Floats:
+        """Return the same from tags and surfaces already at hand; no wide matrix is joined, for the hot path's sake."""
+        words, dense = np.split(self.weights, [len(self.encoder.vocabulary.weights)])
+        known = np.hstack([tags * _TAG_SCALE, self.encoder.form(surface)])
+        return np.asarray(self.encoder.vocabulary.rows(prompts) @ words) + known @ dense + self.offset
 
 
 def learn_encoder(prompts: Sequence[str], intents: Sequence[str]) -> Encoder:

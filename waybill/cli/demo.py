@@ -57,7 +57,8 @@ async def _demo(fleet: Fleet, output: Path, report: Path | None, *, once: bool, 
             if fleet.sandbox_url is not None:
                 figures |= {"note": SANDBOX_NOTE, "bill_usd": await asyncio.to_thread(_bill, fleet.sandbox_url)}
             if report is not None:
-                report.write_text(json.dumps(figures, indent=2, default=str) + "\n", encoding="utf-8")
+                text = json.dumps(figures, indent=2, default=str) + "\n"
+                await asyncio.to_thread(report.write_text, text, encoding="utf-8")
             exit_code = _show(figures, outcome, output)
             if not once:
                 say(describe(fleet))

@@ -71,6 +71,7 @@ def evaluate(
     if not 0 < target < 2:
         raise BadInput(f"--target {target:g} is not a share of the flagship's quality; write something like 0.99")
     draw = _drawer(plot_path)
+    _check_folders(json_path, plot_path)
     names = [name.strip() for name in pool.split(",") if name.strip()]
     try:
         columns = {path: _read(path) for path in (train_path, test_path)}
@@ -112,6 +113,7 @@ def intents(*, train_path: Path, test_path: Path, json_path: Path | None, model_
     from policies.intents.classifier import fit_classifier
     from policies.intents.measure import BadIntents, check_labels, measure_intents
 
+    _check_folders(json_path, model_path)
     columns = {path: _read(path) for path in (train_path, test_path)}
     try:
         learned = check_labels(columns[train_path], name=train_path.name, to_learn=True)
@@ -154,6 +156,13 @@ def _read(path: Path) -> dict[str, list[Any]]:
         raise BadInput(f"{path.name} is not a readable Parquet file ({reason[:120]})") from None
     columns: dict[str, list[Any]] = table.to_pydict()
     return columns
+
+
+def _check_folders(*paths: Path | None) -> None:
+    """Refuse a file in a folder that does not exist before minutes are spent on what it would hold."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise BadInput(f"cannot write {path}: no folder {path.parent}; create it or name another")
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from waybill.errors import ConfigError
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
+    from policies.routing import Request
     from producers.batch import BatchOutcome, BatchSpec
 
 
@@ -61,13 +62,17 @@ class _Run(click.Command):
 )
 @click.option("--fresh", is_flag=True, help="Do all rows again, whatever was done before.")
 @click.option("--retry-failed", is_flag=True, help="Give rows that failed before another chance.")
+@click.option("--sandbox", is_flag=True, help="Try it without keys: a sandbox provider on this machine answers.")
 @click.option("--raw-csv", is_flag=True, help="Leave cells that a spreadsheet would run as formulas as they are.")
-def run(input_path: Path, report_file: Path | None, **options: Any) -> None:
+def run(input_path: Path, report_file: Path | None, sandbox: bool, **options: Any) -> None:
     """Carry a folder or table of documents through the fleet.
 
     INPUT is a folder of text files (columns `file` and `text`), or a .jsonl, .csv or .parquet file. The output has the
     input's columns, `answer`, and _status _error _model _lane _attempts _usd _tokens_in _tokens_out _reason _job, in
     input order.
+
+    Uses the services that WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL name, or a `waybill up` that runs here; without
+    either it starts a fleet of its own for the length of the run.
 
     Ctrl-C keeps what is done; the same command goes on without paying twice.
 
@@ -84,14 +89,15 @@ def run(input_path: Path, report_file: Path | None, **options: Any) -> None:
     settings = Settings.from_env()
     _check_report(report_file)
     spec = _spec(BatchSpec, input_path, options, settings)
-    outcome = asyncio.run(_run(spec, settings))
+    outcome = asyncio.run(_run(spec, settings, sandbox=sandbox))
     _tell(outcome, report_file)
     sys.exit(outcome.exit_code)
 
 
-async def _run(spec: BatchSpec, settings: Settings) -> BatchOutcome:
+async def _run(spec: BatchSpec, settings: Settings, *, sandbox: bool) -> BatchOutcome:
     from producers import batch
     from producers.progress import for_stream
+    from waybill.cli.session import fleet_session
     from waybill.client import AsyncClient
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -102,30 +108,26 @@ async def _run(spec: BatchSpec, settings: Settings) -> BatchOutcome:
         click.echo("\nstopping: writing what is done (Ctrl-C again to leave at once)", err=True)
         stop.set()
 
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    database_url, redis_url = _service_urls(settings)
-    broker_url = settings.broker_url.get_secret_value() if settings.broker_url else redis_url
-    client = AsyncClient(database_url, redis_url, broker_url=broker_url)
-    async with client:
-        return await batch.run(spec, client, for_stream(sys.stderr), stop=stop)
+    async with fleet_session(settings, sandbox=sandbox, work=_work(spec)) as (database_url, redis_url):
+        # After the session: a fleet that it starts brings handlers of its own, and here Ctrl-C means the run.
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        broker_url = settings.broker_url.get_secret_value() if settings.broker_url else redis_url
+        async with AsyncClient(database_url, redis_url, broker_url=broker_url) as client:
+            return await batch.run(spec, client, for_stream(sys.stderr), stop=stop)
 
 
-def _service_urls(settings: Settings) -> tuple[str, str]:
-    """Postgres and Redis: as the environment names them, else those of a `waybill up` that runs in the state folder.
+def _work(spec: BatchSpec) -> Request:
+    """What routing would read of the rows, their sizes left out."""
+    from policies.routing import Request
 
-    Raises:
-        ConfigError: Neither.
-    """
-    from waybill.embedded.folder import StateFolder, lives
-
-    database_url = settings.database_url.get_secret_value() if settings.database_url else None
-    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
-    if database_url is None or redis_url is None:
-        record = StateFolder(settings.state_dir.absolute()).record()
-        if record is not None and record["ready"] and lives(record["owner"]):
-            database_url, redis_url = database_url or record["database_url"], redis_url or record["redis_url"]
-    return database_url or settings.require_database_url(), redis_url or settings.require_redis_url()
+    return Request(
+        intent=spec.intent,
+        payload_bytes=0,
+        model=spec.model,
+        local_only=spec.local_only,
+        needs=("json_schema",) if spec.schema is not None else (),
+    )
 
 
 def _tell(outcome: BatchOutcome, report_file: Path | None) -> None:

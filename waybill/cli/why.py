@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -12,23 +14,25 @@ from waybill.errors import ConfigError
 from waybill.settings import Settings
 
 
-def find_database_url(settings: Settings) -> str:
-    """The ledger's URL: from the environment, else of the embedded servers that run in the state folder.
+@contextlib.contextmanager
+def ledger_url(settings: Settings) -> Iterator[str]:
+    """The ledger's URL for the length of the block: of the environment, else the embedded one of the state folder.
 
     Raises:
-        ConfigError: Neither.
+        ConfigError: Neither is there.
     """
     if settings.database_url is not None:
-        return settings.database_url.get_secret_value()
-    running = settings.state_dir / "run.json"
-    raise ConfigError(
-        "WAYBILL_DATABASE_URL is not set"
-        + (
-            "; `waybill up` runs here and prints the line to copy"
-            if running.exists()
-            else "; set it to the ledger, or start one with `waybill up`"
+        yield settings.database_url.get_secret_value()
+        return
+    if not (settings.state_dir / "pg").exists():
+        raise ConfigError(
+            "WAYBILL_DATABASE_URL is not set and there is no ledger in this state folder; set it, or start one with"
+            " `waybill up` or `waybill run`"
         )
-    )
+    from waybill import embedded
+
+    with embedded.services(settings.state_dir, redis=False) as local:
+        yield str(local.database_url)
 
 
 @click.command()
@@ -40,11 +44,12 @@ def why(job: str, as_json: bool) -> None:
     from waybill.ledger.story import read_story, tell
 
     async def read() -> dict[str, object]:
-        ledger = Ledger(find_database_url(Settings.from_env()))
-        try:
-            return await read_story(ledger, job)
-        finally:
-            await ledger.close()
+        with ledger_url(Settings.from_env()) as url:
+            ledger = Ledger(url)
+            try:
+                return await read_story(ledger, job)
+            finally:
+                await ledger.close()
 
     try:
         story = asyncio.run(read())
