@@ -41,7 +41,9 @@ def main(path: str, flagship: str, pool: str) -> None:
         policy.decide(evidence, ())
         spent.append((time.process_time() - began) / CHUNK * 1e6)
     warm = spent[1:] or spent
-    print(f"first decision: median {np.median(warm):.0f} us, worst chunk {max(warm):.0f} us of CPU per job ({len(warm)} chunks)")
+    print(
+        f"first decision: median {np.median(warm):.0f} us, worst chunk {max(warm):.0f} us of CPU per job ({len(warm)} chunks)"
+    )
     shipped = Classifier.from_bytes((Path(__file__).parents[1] / "policies" / "intents" / "model.npz").read_bytes())
     began = time.process_time()
     for prompt in test.prompts[:500]:
