@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from policies.fallback import PARK_MAX_S, GiveUp, History, Reroute, decide
+from waybill.errors import Rejected, Throttled
+
 DIMENSIONS: Final = ("r", "i", "o", "t", "g")
 """Requests, input tokens, output tokens, both together (OpenAI), and growth of input tokens (OpenAI's ramp rule)."""
 MEASURED: Final = ("r", "i", "o", "t")
@@ -130,6 +133,12 @@ class Verdict:
     wait_us: int = 0
 
 
+    @property
+    def wait_s(self) -> float:
+        """The wait in seconds."""
+        return self.wait_us / 1e6
+
+
 ADMITTED: Final = Verdict("admitted")
 BUSY_WAIT_US: Final = 50_000
 Outcome = Literal["ok", "throttled", "overloaded", "failed", "unused"]
@@ -174,6 +183,28 @@ class Settlement:
     retry_us: int = 0
     told: Told = field(default_factory=Told)
     ticket: Ticket = field(default_factory=Ticket)
+
+
+def turned_away(verdict: Verdict, history: History, *, is_batch: bool, jitter: float) -> Reroute | GiveUp | None:
+    """What becomes of a job that was not admitted; None = it waits in line for this lane.
+
+    Another lane is tried when waiting cannot help (`never`), when it would take longer than the job has, when the provider
+    has asked for more than `PARK_MAX_S`, and for interactive work also when the line is that long. Batch work waits for
+    quota however long it takes: that is the cheapest way that meets its deadline.
+    """
+    lane = history.lane
+    if verdict.kind == "never":
+        decision = decide(Rejected(f"the call is larger than what {lane} allows in a minute", code="over_limit"), history, jitter=jitter)
+        return decision if isinstance(decision, Reroute | GiveUp) else None
+    too_late = history.slack_s is not None and verdict.wait_s > history.slack_s
+    is_outage = verdict.kind == "blocked" or not is_batch
+    if not too_late and not (is_outage and verdict.wait_s > PARK_MAX_S):
+        return None
+    why = f"no quota for {verdict.wait_s:.0f} s ({verdict.kind})"
+    decision = decide(Throttled(why, code="no_quota", retry_after_s=verdict.wait_s), history, jitter=jitter)
+    if isinstance(decision, Reroute) or (isinstance(decision, GiveUp) and too_late):
+        return decision
+    return None
 
 
 @dataclass(slots=True)

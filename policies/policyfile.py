@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from policies.catalog import CATALOG, Model
+from policies.limits import LimitSpec, limit_class
 from waybill.errors import ConfigError
 from waybill.names import PROVIDERS
 
@@ -54,6 +55,7 @@ class Policy:
         plans: By intent.
         models: The catalogue with the file's additions.
         prices: Overrides by model id.
+        limits: Rate limits by model id, class of models or `*`; what is not here is learned from headers.
     """
 
     version: str
@@ -62,6 +64,7 @@ class Policy:
     plans: Mapping[str, Plan]
     models: Mapping[str, Model]
     prices: Mapping[str, PriceOverride] = field(default_factory=dict)
+    limits: Mapping[str, LimitSpec] = field(default_factory=dict)
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -118,7 +121,7 @@ class _Reader:
         return price
 
 
-_TOP = ("version", "flagship", "max_attempts", "intents", "models", "prices")
+_TOP = ("version", "flagship", "max_attempts", "intents", "models", "prices", "limits")
 _PLAN = ("chain", "reason", "max_output_tokens", "effort")
 _MODEL = (
     "provider",
@@ -131,6 +134,16 @@ _MODEL = (
     "bytes_per_token",
 )
 _PRICE = ("input", "output", "cache_read", "cache_write")
+_LIMITS = (
+    "requests_per_minute",
+    "input_tokens_per_minute",
+    "output_tokens_per_minute",
+    "tokens_per_minute",
+    "burst_s",
+    "interactive_reserve",
+    "in_flight",
+    "output_counted",
+)
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -174,6 +187,7 @@ def parse(text: str, source: str) -> Policy:
         plans=plans,
         models=models,
         prices=prices,
+        limits={name: _limit(read, name, table, models) for name, table in _tables(read, data, "limits").items()},
     )
 
 
@@ -263,4 +277,34 @@ def _override(read: _Reader, model_id: str, table: Mapping[str, Any], models: Ma
         output=read.price(table, prefix, "output"),
         cache_read=read.price(table, prefix, "cache_read", full),
         cache_write=read.price(table, prefix, "cache_write", full),
+    )
+
+
+def _limit(read: _Reader, name: str, table: Mapping[str, Any], models: Mapping[str, Model]) -> LimitSpec:
+    prefix = f"limits.{name}."
+    if name != "*" and name not in models and name not in {limit_class(model) for model in models}:
+        raise read.fail(f"limits.{name}", _unknown_model(name, models) + '; or "*" for all others')
+    read.known(table, prefix, _LIMITS)
+
+    def minute(key: str) -> int | None:
+        return read.integer(table, prefix, key, 0, 1, 10**12) if key in table else None
+
+    def number(key: str, default: float, low: float, high: float) -> float:
+        value = table.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise read.fail(f"{prefix}{key}", f"must be a number from {low:g} to {high:g}, not {value!r}")
+        return float(value)
+
+    counted = table.get("output_counted", "at_start")
+    if counted not in ("at_start", "as_generated"):
+        raise read.fail(f"{prefix}output_counted", f"must be at_start or as_generated, not {counted!r}")
+    return LimitSpec(
+        requests_per_minute=minute("requests_per_minute"),
+        input_tokens_per_minute=minute("input_tokens_per_minute"),
+        output_tokens_per_minute=minute("output_tokens_per_minute"),
+        tokens_per_minute=minute("tokens_per_minute"),
+        burst_s=number("burst_s", 60.0, 1.0, 3600.0),
+        interactive_reserve=number("interactive_reserve", 0.1, 0.0, 0.9),
+        in_flight=read.integer(table, prefix, "in_flight", 1000, 1, 1_000_000),
+        output_counted=counted,
     )

@@ -202,8 +202,8 @@ def show(report: Mapping[str, Any]) -> None:
 
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table(report, with_tokens=console.width >= 100))
+    console = Console(width=None if sys.stdout.isatty() else 112)
+    console.print(table(report, with_tokens=console.width >= 112))
 
 
 def table(report: Mapping[str, Any], *, with_tokens: bool = True) -> RenderableType:
@@ -211,7 +211,7 @@ def table(report: Mapping[str, Any], *, with_tokens: bool = True) -> RenderableT
 
     Args:
         report: As `summary` gives it.
-        with_tokens: Whether there is room (100 columns) for the two columns of tokens.
+        with_tokens: Whether there is room (112 columns) for the two columns of tokens.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -38,9 +38,9 @@ class Settings(BaseModel):
     """Routing policy (TOML); None = the one that ships."""
 
     anthropic_api_key: SecretStr | None = None
-    """ANTHROPIC_API_KEY; absent = Claude's lanes are off."""
+    """ANTHROPIC_API_KEY; absent = Claude's lanes are off. Several keys with commas are accounts with limits of their own."""
     openai_api_key: SecretStr | None = None
-    """OPENAI_API_KEY; absent = OpenAI's lanes are off."""
+    """OPENAI_API_KEY; absent = OpenAI's lanes are off. Several keys: as above."""
     anthropic_base_url: str | None = None
     openai_base_url: str | None = None
     local_model: Path | None = None
@@ -58,6 +58,8 @@ class Settings(BaseModel):
     """Messages (of up to 10 jobs) that one worker process holds in flight."""
     lane_concurrency: int = Field(default=200, ge=1, le=5000)
     """Calls to one lane (provider + model) that one worker process has under way at most."""
+    limiter_scope: str = Field(default="fleet", pattern=r"^(fleet|process)$")
+    """Whose the rate limits are: the fleet's; `process` gives each process all of them, to measure what that costs."""
     call_timeout_s: float = Field(default=600, gt=0)
     """Total time of one call to a provider."""
     idle_timeout_s: float = Field(default=60, gt=0)

@@ -20,12 +20,14 @@ from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
+from workers.limiter import LimiterAway, Pump
 from workers.telemetry import configure, emit
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 RELEASE_EVERY_S = 0.1
+PUMP_EVERY_S = 0.1
 RESCUE_EVERY_S = 1.0
 RING_EVERY_S = 2.0
 MAX_LOSSES = 3
@@ -33,6 +35,8 @@ MAX_LOSSES = 3
 SHORT_QUEUE = 3
 """Messages: below this a queue cannot be why a job has been waiting, so its doorbell must have been lost."""
 LONG_UNHEARD_S = 10.0
+LINES_WITHIN_S = 10.0
+"""When Redis was wiped, the jobs that waited for quota ask again within this time."""
 
 
 class Control:
@@ -48,14 +52,15 @@ class Control:
             settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
         self._broker = Broker(settings.require_broker_url())
+        self._pump = Pump(settings.require_redis_url())
         self._broker_is_redis = settings.require_broker_url().startswith("redis")
         self._epoch: bytes | str | None = None
         self._away_since: float | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a service that is away is waited for."""
-        due = {self.release: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
-        every = {self.release: RELEASE_EVERY_S, self.rescue: RESCUE_EVERY_S, self.ring_again: RING_EVERY_S}
+        due = {self.release: 0.0, self.pump: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
+        every = {self.release: RELEASE_EVERY_S, self.pump: PUMP_EVERY_S, self.rescue: RESCUE_EVERY_S, self.ring_again: RING_EVERY_S}
         while not stop.is_set():
             now = time.monotonic()
             for duty in due:
@@ -66,6 +71,7 @@ class Control:
                 await asyncio.wait_for(stop.wait(), RELEASE_EVERY_S)
             except TimeoutError:
                 continue
+        await self._pump.close()
         await self._redis.aclose()
         await self._ledger.close()
         await asyncio.to_thread(self._broker.close)
@@ -77,7 +83,7 @@ class Control:
 
         try:
             await duty()
-        except (LedgerUnavailable, BrokerUnavailable, RedisError, OSError) as exc:
+        except (LedgerUnavailable, BrokerUnavailable, LimiterAway, RedisError, OSError) as exc:
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 emit("service.away", service=type(exc).__name__, error=str(exc))
@@ -97,6 +103,14 @@ class Control:
         if rows:
             emit("jobs.released", jobs=len(rows))
 
+    async def pump(self) -> None:
+        """Jobs that wait for quota go back to their queue, as many as the buckets admit now."""
+        for lane, job_ids in await self._pump.wake():
+            rows = await self._ledger.fetch(queries.RELEASE_WOKEN, {"ids": job_ids})
+            await self._ring_routed(rows)
+            woken = {row["id"] for row in rows}
+            await self._pump.forget(lane, [job_id for job_id in job_ids if job_id not in woken])
+
     async def rescue(self) -> None:
         """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""
         rows = await self._ledger.fetch(queries.RESCUE, {"limit": 500, "max_losses": MAX_LOSSES})
@@ -110,6 +124,8 @@ class Control:
     async def ring_again(self) -> None:
         """Doorbells that were lost: with Redis, with a producer that died before ringing, with a worker's prefetch."""
         wiped = await self._redis_was_wiped()
+        if wiped:
+            await self._ledger.fetch(queries.RELEASE_LINES, {"within_s": LINES_WITHIN_S})
         short = await self._short_queues() if not wiped else _provider_queues()
         rows = await self._ledger.fetch(
             queries.STALE,

@@ -1,5 +1,7 @@
 """One attempt as a pipeline of named steps: claim -> prepare -> admit -> call -> price -> judge -> settle.
 
+The first three are done for a whole chunk at once; who may not start now is parked by admission.py and keeps no trace.
+
 The whole life of an attempt is in this file, and only `settle` changes anything: the decision it carries out is a value
 that a policy returned. The answer's cost and the decision are stored in one transaction, so a paid call is never lost
 between the two; a process that dies before it leaves the attempt `started`, which the reconciler books as `unknown`.
@@ -28,7 +30,9 @@ from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState,
 from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
+from workers.admission import admit, give_back
 from workers.crashpoint import crash_point
+from workers.limiter import Grant
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
@@ -55,6 +59,8 @@ class Attempt:
         job: The request.
         history: What the fallback policy needs to know.
         call: As it is sent; set by prepare.
+        grant: The limiter's reservation, until it is settled; None for our own models.
+        account: Which of the provider's accounts it is reserved in.
         answer, failure: What came back: one of them after `call`.
         decision: Set by the first step that knows how it ends; later steps then do nothing.
     """
@@ -72,6 +78,8 @@ class Attempt:
     started: float
     started_at: datetime
     call: Call | None = None
+    grant: Grant | None = None
+    account: str = ""
     answer: Answer | None = None
     failure: ProviderError | None = None
     decision: Decision | None = None
@@ -93,6 +101,13 @@ class Attempt:
         """Its name."""
         return lane_name(self.candidate.provider, self.candidate.model, self.candidate.service)
 
+    @property
+    def usage_of_answer(self) -> Usage | None:
+        """What the provider said it counted, where it said so."""
+        if self.answer is not None:
+            return self.answer.usage
+        return self.failure.usage if self.failure is not None else None
+
 
 async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     """Run the jobs of one doorbell that are still to be run by this process.
@@ -104,9 +119,12 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     began = time.monotonic()
     claimed = await claim(runtime, job_ids)
     attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
-    told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in attempts))
+    for attempt in attempts:
+        prepare(runtime, attempt)
+    going, parked = await admit(runtime, attempts)
+    told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
-    return dict(zip((a.job_id for a in attempts), told, strict=True))
+    return parked | dict(zip((a.job_id for a in going), told, strict=True))
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
@@ -160,8 +178,10 @@ async def _leased(runtime: Runtime, attempt: Attempt) -> str:
         return await task
     except asyncio.CancelledError:
         if lease.lost:
+            give_back(runtime, attempt)
             return "taken over by another worker"
         _interrupted(attempt, by_submitter=lease.cancelled)
+        give_back(runtime, attempt)
         price(runtime, attempt)
         return await settle(runtime, attempt, hand_back=not lease.cancelled)
     finally:
@@ -169,10 +189,10 @@ async def _leased(runtime: Runtime, attempt: Attempt) -> str:
 
 
 async def _steps(runtime: Runtime, attempt: Attempt) -> str:
-    prepare(runtime, attempt)
     async with runtime.lane(attempt.lane).slots:
-        admit(runtime, attempt)
+        heed_block(runtime, attempt)
         await call(runtime, attempt)
+    give_back(runtime, attempt)
     price(runtime, attempt)
     assess(attempt)
     # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
@@ -210,9 +230,9 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
     )
 
 
-def admit(runtime: Runtime, attempt: Attempt) -> None:
-    """Leave a lane alone that has asked us to; the job waits parked and uses up no attempt."""
-    if attempt.decision is not None:
+def heed_block(runtime: Runtime, attempt: Attempt) -> None:
+    """Leave a lane alone that has no limiter and has asked us to wait; the job is parked and uses up no attempt."""
+    if attempt.decision is not None or attempt.grant is not None:
         return
     wait_s = runtime.lane(attempt.lane).blocked_until - time.monotonic()
     if wait_s > 0:
@@ -224,7 +244,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     """Make the call. Everything a provider can do wrong ends here as a classified failure."""
     if attempt.decision is not None or attempt.call is None:
         return
-    provider = runtime.providers[attempt.candidate.provider]
+    provider = runtime.provider(attempt.candidate.provider, attempt.account)
     attempt.called = True
     crash_point("before_call")
     try:
@@ -243,7 +263,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
 
 
 async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
-    provider = runtime.providers[attempt.candidate.provider]
+    provider = runtime.provider(attempt.candidate.provider, attempt.account)
     async for piece in provider.stream(call):
         if isinstance(piece, Answer):
             return piece
@@ -258,7 +278,7 @@ def price(runtime: Runtime, attempt: Attempt) -> None:
     answer, failure = attempt.answer, attempt.failure
     if not attempt.called or (failure is not None and failure.billed is False):
         return
-    attempt.usage = answer.usage if answer is not None else (failure.usage if failure is not None else None)
+    attempt.usage = attempt.usage_of_answer
     candidate = attempt.candidate
     if attempt.usage is None:
         attempt.cost_usd, attempt.cost_source = candidate.estimate_usd, CostSource.ESTIMATED

@@ -275,15 +275,15 @@ local function settle()
   return 'ok'
 end
 
--- wait: {batch, jobs: [[job, input, output, tenant, first], ...]}: stand in line. Tenants take turns: a job's turn is one
--- after its tenant's last, and never before the turn that is being served. `first` = woken in vain: keeps its place.
+-- wait: {batch, jobs: [[job, input, output, tenant], ...]}: stand in line. Tenants take turns: a job's turn is one after
+-- its tenant's last, and never before the turn that is being served. Who was woken in vain is next again.
 local function stand_in_line()
   local line = ask.batch and KEYS[4] or KEYS[3]
   local served = get(ask.batch and 'vlo' or 'vhi') or 0
   local field = ask.batch and 'lo:' or 'hi:'
   for _, job in ipairs(ask.jobs) do
     local turn = served
-    if job[5] ~= 1 then
+    if redis.call('HDEL', KEYS[5], job[1]) == 0 then
       turn = math.max(served, tonumber(redis.call('HGET', KEYS[6], field .. job[4]) or 0)) + 1
       redis.call('HSET', KEYS[6], field .. job[4], string.format('%.17g', turn))
     end

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha1
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -143,6 +143,11 @@ class Reservation:
     headroom: float = 1.0
 
 
+def account_name(key: str) -> str:
+    """What an API key is called in names of Redis keys: the same in every process, and not to be turned back."""
+    return sha256(key.encode()).hexdigest()[:12]
+
+
 def lane_config(spec: LimitSpec, *, provider: str, slot_lease_s: float = SLOT_LEASE_S) -> str:
     """The script's description of a lane."""
     return json.dumps(
@@ -183,7 +188,7 @@ async def run_script(line: ScriptLine, lane: LimitLane, what: str, about: object
         raise LimiterAway(f"the limiter's Redis gives no answer: {exc}") from exc
 
 
-def script_line(url: str) -> tuple[Redis, ScriptLine]:
+def script_line(url: str, timeout_s: float = TIMEOUT_S) -> tuple[Redis, ScriptLine]:
     """A connection for the script, and the client it comes from (to be closed)."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
@@ -192,27 +197,30 @@ def script_line(url: str) -> tuple[Redis, ScriptLine]:
     # Without retries: a call that timed out may have been carried out and must not be repeated behind our back.
     redis: Redis = Redis.from_url(
         url,
-        socket_connect_timeout=TIMEOUT_S,
+        socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
         max_connections=2,
         protocol=2,  # answers as the script gives them, whatever redis-py prefers
     )
-    return redis, ScriptLine(redis, timeout_s=TIMEOUT_S)
+    return redis, ScriptLine(redis, timeout_s=timeout_s)
 
 
 class Limiter:
     """One worker process's access to the fleet's buckets. Belongs to one event loop."""
 
-    def __init__(self, url: str, specs: Mapping[str, LimitSpec], *, scope: str = "") -> None:
+    def __init__(
+        self, url: str, specs: Mapping[str, LimitSpec], *, scope: str = "", timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Opens nothing yet.
 
         Args:
             url: Of Redis.
             specs: From the policy file, by model id, class or `*`.
+            timeout_s: Longest wait for one answer; a lease must outlast two of them.
             scope: Added to the keys. Processes with different scopes do not know of each other: for comparisons only.
         """
-        self._redis, self._line = script_line(url)
+        self._redis, self._line = script_line(url, timeout_s)
         self.estimates = Estimates()
         self._specs = specs
         self._prefix = f"{LIMIT_PREFIX}{scope}:" if scope else LIMIT_PREFIX
@@ -301,21 +309,15 @@ class Limiter:
         self._pending.append(_Pending(grant, entry, time.monotonic() + SLOT_LEASE_S))
         self._wake.set()
 
-    async def stand_in_line(
-        self, lane: LimitLane, calls: Sequence[Wanted], *, is_batch: bool, first: Sequence[str] = ()
-    ) -> None:
+    async def stand_in_line(self, lane: LimitLane, calls: Sequence[Wanted], *, is_batch: bool) -> None:
         """Put jobs that were parked into the lane's line; control wakes them when the buckets admit them.
 
-        Args:
-            lane: Whose line.
-            calls: The jobs, with what they need.
-            is_batch: Which class.
-            first: Job ids that were woken in vain and keep their place.
+        Tenants take turns in it. A job that was woken in vain is next again.
 
         Raises:
             LimiterAway: They are not in the line; the ledger's own time wakes them.
         """
-        jobs = [[c.job_id, c.need.input, c.need.output, c.tenant, int(c.job_id in first)] for c in calls]
+        jobs = [[c.job_id, c.need.input, c.need.output, c.tenant] for c in calls]
         await run_script(self._line, lane, "wait", {"batch": is_batch, "jobs": jobs})
         await self._plainly("ZADD", LIMIT_LANES_KEY, time.time(), json.dumps([lane.name, lane.keys, lane.config]))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from policies.policyfile import Policy, parse
 from policies.pricing import PriceBook
 from waybill.broker import Broker, Doorbell
@@ -18,6 +20,7 @@ from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.settings import Settings
+from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.providers.registry import available, make_provider
 from workers.telemetry import emit
 from workers.writer import Writer
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from workers.providers.base import Provider
 
+HEADROOM_OLD_S = 1.0
 SHIPPED_POLICY = Path(__file__).parent.parent / "policies" / "default.toml"
 
 
@@ -42,6 +46,21 @@ def load_policy(settings: Settings) -> Policy:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"policy file {path}: {exc.strerror if isinstance(exc, OSError) else exc}") from None
     return parse(text, path.name)
+
+
+def _make_accounts(name: str, settings: Settings, policy: Policy) -> dict[str, Provider]:
+    """An adapter for each of a provider's keys, by account name."""
+    field_name = f"{name}_api_key"
+    key: SecretStr | None = getattr(settings, field_name, None)
+    if key is None:
+        return {"": make_provider(name, settings, policy)}
+    keys = [part.strip() for part in key.get_secret_value().split(",") if part.strip()]
+    if not keys:
+        raise ConfigError(f"{settings.variable(field_name)} holds no key; give one, or several with commas")
+    return {
+        account_name(part): make_provider(name, settings.model_copy(update={field_name: SecretStr(part)}), policy)
+        for part in keys
+    }
 
 
 @dataclass(slots=True)
@@ -80,7 +99,13 @@ class Runtime:
     writer: Writer = field(init=False)
     redis: Redis = field(init=False)
     broker: Broker = field(init=False)
+    limiter: Limiter = field(init=False)
     providers: dict[str, Provider] = field(default_factory=dict)
+    """The first account of each provider served."""
+    accounts: dict[str, dict[str, Provider]] = field(default_factory=dict)
+    """All accounts, by provider and name (`admission.account_name`)."""
+    headroom: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By limiter lane: share that was left, and when (`time.monotonic()`)."""
     off: Mapping[str, str] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
@@ -105,8 +130,16 @@ class Runtime:
             if name in self.off:
                 emit("provider.off", provider=name, reason=self.off[name])
             else:
-                self.providers[name] = await asyncio.to_thread(make_provider, name, self.settings, self.policy)
+                self.accounts[name] = await asyncio.to_thread(_make_accounts, name, self.settings, self.policy)
+                self.providers[name] = next(iter(self.accounts[name].values()))
         if self.provider_names:
+            self.limiter = Limiter(
+                self.settings.require_redis_url(),
+                self.policy.limits,
+                scope=self.owner if self.settings.limiter_scope == "process" else "",
+                timeout_s=min(TIMEOUT_S, self.settings.lease_s / 4),
+            )
+            self.limiter.start()
             self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
 
     async def drain(self) -> None:
@@ -123,8 +156,11 @@ class Runtime:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         await self.writer.close()
-        for provider in self.providers.values():
-            await provider.close()
+        for accounts in self.accounts.values():
+            for provider in accounts.values():
+                await provider.close()
+        if self.provider_names:
+            await self.limiter.close()
         await self.redis.aclose()
         await self.ledger.close()
         await asyncio.to_thread(self.broker.close)
@@ -134,6 +170,23 @@ class Runtime:
         if name not in self.lanes:
             self.lanes[name] = Lane(asyncio.Semaphore(self.settings.lane_concurrency))
         return self.lanes[name]
+
+    def provider(self, name: str, account: str) -> Provider:
+        """The adapter of an account; the first one where none is named."""
+        return self.accounts[name].get(account) or self.providers[name]
+
+    def by_headroom(self, provider: str, model: str) -> list[str]:
+        """The provider's accounts, the one with most quota left first. What was seen long ago says nothing."""
+        names = list(self.accounts[provider])
+        if len(names) == 1:
+            return names
+        now = time.monotonic()
+
+        def left(account: str) -> float:
+            share, seen = self.headroom.get(self.limiter.lane(provider, account, model).name, (1.0, now))
+            return share if now - seen < HEADROOM_OLD_S else 1.0
+
+        return sorted(names, key=left, reverse=True)
 
     async def ring(self, doorbells: Sequence[Doorbell]) -> None:
         """Publish; when the broker is away the reconciler will ring instead."""

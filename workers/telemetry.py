@@ -14,6 +14,7 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 | lease.lost         | job, attempt                                                     |
 | jobs.rescued       | jobs, dead                                                       |
 | jobs.released      | jobs                                                             |
+| jobs.parked        | jobs, lane                                                       |
 | doorbells.rerung   | jobs, cause                                                      |
 | service.away       | service, error                                                   |
 | service.back       | service, seconds_s                                               |

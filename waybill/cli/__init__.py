@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from waybill.errors import ConfigError, WaybillError
+from waybill.errors import WaybillError
 
 # verb -> (module, attribute, one line for --help)
 _VERBS = {
@@ -34,15 +34,7 @@ class _Verbs(click.Group):
         if cmd_name not in _VERBS:
             return None
         module, attribute, _ = _VERBS[cmd_name]
-        try:
-            command: click.Command = getattr(import_module(module), attribute)
-        except ModuleNotFoundError as exc:
-            if exc.name and exc.name.partition(".")[0] in _NEEDS_CHECKOUT:
-                raise click.ClickException(
-                    f"`waybill {cmd_name}` runs a part of the fleet, which is not in the installed library;"
-                    " run it from a checkout or the image"
-                ) from None
-            raise
+        command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -60,6 +52,15 @@ def main() -> None:
     """Entry point: our own errors are one line on stderr and exit code 1; everything else is a bug and shows itself."""
     try:
         cli()
-    except (ConfigError, WaybillError) as exc:
+    except WaybillError as exc:
         click.echo(f"waybill: {exc}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] not in _NEEDS_CHECKOUT:
+            raise
+        click.echo(
+            "waybill: this verb runs a part of the fleet, which is not in the installed library;"
+            " run it from a checkout or the image",
+            err=True,
+        )
         sys.exit(1)

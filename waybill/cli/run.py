@@ -78,14 +78,8 @@ def run(input_path: Path, report_file: Path | None, sandbox: bool, **options: An
 
     Exit codes: 0 every row has an answer, 2 some have, 1 none has or the command was refused, 130 interrupted.
     """
-    try:
-        from producers.batch import BatchSpec
-    except ModuleNotFoundError as exc:
-        if exc.name and exc.name.partition(".")[0] in ("producers", "policies"):
-            raise click.ClickException(
-                "`waybill run` is not in the installed library; run it from a checkout or the image"
-            ) from None
-        raise
+    from producers.batch import BatchSpec
+
     settings = Settings.from_env()
     _check_report(report_file)
     spec = _spec(BatchSpec, input_path, options, settings)

@@ -7,15 +7,18 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.engine import RowMapping
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.engine import ExceptionContext, RowMapping
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from waybill.errors import ConfigError, LedgerUnavailable
 
 # SQLSTATE classes that mean "later", not "wrong": connection, resources, operator intervention, serialization.
 _LATER = ("08", "53", "57", "40", "25006")
+# The server ends the session with these: every other connection of the pool is as dead.
+_SESSION_ENDED = ("08", "57P")
 
 
 def parse_url(url: str) -> URL:
@@ -42,12 +45,19 @@ def parse_url(url: str) -> URL:
 
 def is_passing(exc: BaseException) -> bool:
     """Whether the statement may succeed when it is sent again later (server gone, restarting, out of slots)."""
-    if isinstance(exc, OperationalError | InterfaceError):
-        state = getattr(exc.orig, "sqlstate", None)
-        return state is None or state.startswith(_LATER)
     if isinstance(exc, DBAPIError):
-        return exc.connection_invalidated
-    return isinstance(exc, OSError | TimeoutError)
+        state = getattr(exc.orig, "sqlstate", None)
+        if state is not None:
+            return str(state).startswith(_LATER)
+        return isinstance(exc, OperationalError | InterfaceError) or exc.connection_invalidated
+    return isinstance(exc, OSError | TimeoutError | NoConnectionLeft)
+
+
+def _notice_ended_session(context: ExceptionContext) -> None:
+    """Let the pool drop all its connections at the first farewell, not each at its own failure."""
+    state = getattr(context.original_exception, "sqlstate", None)
+    if state is not None and str(state).startswith(_SESSION_ENDED):
+        context.is_disconnect = True
 
 
 class Ledger:
@@ -76,6 +86,8 @@ class Ledger:
             },
         )
 
+        event.listen(self._engine.sync_engine, "handle_error", _notice_ended_session)
+
     async def fetch(self, sql: str, params: Mapping[str, Any] | None = None) -> Sequence[RowMapping]:
         """Run one statement and return its rows.
 
@@ -86,7 +98,7 @@ class Ledger:
             async with self._engine.connect() as connection:
                 result = await connection.exec_driver_sql(sql, dict(params) if params else None)
                 return result.mappings().all() if result.returns_rows else ()
-        except (DBAPIError, OSError, TimeoutError) as exc:
+        except (DBAPIError, OSError, TimeoutError, NoConnectionLeft) as exc:
             if is_passing(exc):
                 raise LedgerUnavailable(f"Postgres does not answer: {_first_line(exc)}") from exc
             raise

@@ -168,6 +168,28 @@ union
 select j.id::text, j.state from input i join results r on r.job_id = i.id and r.attempt = i.number join jobs j on j.id = i.id
 """
 
+# Claimed but not admitted by the limiter: the claim is undone, its number and its row in `attempts` included.
+PARK: Final = """
+with input as (
+    select * from unnest(%(ids)s::uuid[], %(tokens)s::bigint[], %(numbers)s::smallint[], %(delays)s::float8[])
+        as t(id, token, number, delay_s)
+), moved as (
+    update jobs j set
+        state = case when j.cancel_requested then 'cancelled' else 'parked' end,
+        attempt = j.attempt - 1,
+        not_before = case when not j.cancel_requested then now() + i.delay_s * interval '1 second' end,
+        error_code = case when j.cancel_requested then 'cancelled' else 'waiting_for_quota' end, error = null,
+        published_at = now(), lease_token = null, lease_owner = null, lease_until = null,
+        finished_at = case when j.cancel_requested then now() end
+    from input i where j.id = i.id and j.lease_token = i.token and j.state = 'running'
+    returning j.id, j.state
+), undone as (
+    delete from attempts a using input i join moved using (id)
+    where a.job_id = i.id and a.number = i.number and a.state = 'started'
+)
+select id::text, state from moved
+"""
+
 # --- control ----------------------------------------------------------------------------------------------------------
 
 RELEASE_DUE: Final = """
@@ -176,6 +198,19 @@ update jobs j set state = case when j.cancel_requested then 'cancelled' else 'ro
 where j.id in (select id from jobs where state = 'parked' and not_before <= now() order by not_before
                limit %(limit)s for update skip locked)
 returning j.id::text, j.state, j.provider, j.priority, j.intent, j.route -> j.route_index::int ->> 'model' as model
+"""
+
+RELEASE_WOKEN: Final = """
+update jobs j set state = 'routed', published_at = now(), not_before = null
+where j.id = any(%(ids)s::uuid[]) and j.state = 'parked' and j.error_code = 'waiting_for_quota'
+returning j.id::text, j.state, j.provider, j.priority, j.intent, j.route -> j.route_index::int ->> 'model' as model
+"""
+
+# Redis was lost and with it the lines: these jobs ask again, spread over the given time.
+RELEASE_LINES: Final = """
+update jobs set not_before = now() + random() * %(within_s)s * interval '1 second'
+where state = 'parked' and error_code = 'waiting_for_quota'
+returning id::text
 """
 
 RESCUE: Final = """

@@ -211,7 +211,8 @@ class Decision(Base):
     attempt: Mapped[int | None] = mapped_column(SmallInteger)
     """The attempt it followed; None for routing."""
     outcome: Mapped[str] = mapped_column(Text)
-    """`route`, `no_route`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`."""
+    """`route`, `no_route`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`,
+    `requeue`."""
     reason: Mapped[str] = mapped_column(Text)
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     policy_version: Mapped[str | None] = mapped_column(Text)
