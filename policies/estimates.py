@@ -144,7 +144,12 @@ class Estimates:
             except (ValueError, TypeError):
                 continue
             mine = self._seen.get((model, intent))
-            if intent and count >= TRAINED and 0 < found.tokens_per_byte < 100 and (mine is None or mine.count < TRAINED):
+            if (
+                intent
+                and count >= TRAINED
+                and 0 < found.tokens_per_byte < 100
+                and (mine is None or mine.count < TRAINED)
+            ):
                 self._seen[model, intent] = found
 
     def _trained(self, model_id: str, intent: str) -> _Seen | None:

@@ -132,7 +132,6 @@ class Verdict:
     kind: Literal["admitted", "rate", "busy", "blocked", "queue", "never"]
     wait_us: int = 0
 
-
     @property
     def wait_s(self) -> float:
         """The wait in seconds."""
@@ -194,7 +193,11 @@ def turned_away(verdict: Verdict, history: History, *, is_batch: bool, jitter: f
     """
     lane = history.lane
     if verdict.kind == "never":
-        decision = decide(Rejected(f"the call is larger than what {lane} allows in a minute", code="over_limit"), history, jitter=jitter)
+        decision = decide(
+            Rejected(f"the call is larger than what {lane} allows in a minute", code="over_limit"),
+            history,
+            jitter=jitter,
+        )
         return decision if isinstance(decision, Reroute | GiveUp) else None
     too_late = history.slack_s is not None and verdict.wait_s > history.slack_s
     is_outage = verdict.kind == "blocked" or not is_batch

@@ -72,9 +72,7 @@ def _by_lane(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
     return list(groups.values())
 
 
-async def _reserve(
-    runtime: Runtime, group: Sequence[Attempt]
-) -> list[tuple[Attempt, Verdict, LimitLane | None]]:
+async def _reserve(runtime: Runtime, group: Sequence[Attempt]) -> list[tuple[Attempt, Verdict, LimitLane | None]]:
     """Ask for one lane's attempts, account after account, the one with most left first. Returns who was refused.
 
     The lane that comes with a refusal is the one to wait for; None = the limiter is away.
@@ -156,17 +154,14 @@ async def _park(runtime: Runtime, parked: Sequence[tuple[Attempt, LimitLane | No
 
 
 def _patrol_s(attempt: Attempt, lane: LimitLane | None) -> float:
-    if lane is None:
-        wait_s = _AWAY_S
-    else:
-        wait_s = _PATROL_BATCH_S if attempt.priority == "lo" else _PATROL_INTERACTIVE_S
-    wait_s *= 1 + 0.5 * random.random()
+    in_line_s = _PATROL_BATCH_S if attempt.priority == "lo" else _PATROL_INTERACTIVE_S
+    wait_s = (_AWAY_S if lane is None else in_line_s) * (1 + 0.5 * random.random())
     # At its deadline a job must hear that it is too late, wherever it stands.
     slack_s = attempt.history.slack_s
     return wait_s if slack_s is None else min(wait_s, max(0.05, slack_s))
 
 
-async def _tell_cancelled(runtime: Runtime, job_ids: Sequence[str]) -> None:
+async def _tell_cancelled(runtime: Runtime, job_ids: list[str]) -> None:
     from redis.exceptions import RedisError
 
     if not job_ids:
@@ -210,5 +205,3 @@ def _ended(attempt: Attempt, grant: Grant) -> Ended:
     )
     limits = attempt.answer.limits if attempt.answer is not None else None
     return Ended("failed" if failure is not None else "ok", counted, usage.output_tokens, limits=limits)
-
-

@@ -60,7 +60,12 @@ class Control:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a service that is away is waited for."""
         due = {self.release: 0.0, self.pump: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
-        every = {self.release: RELEASE_EVERY_S, self.pump: PUMP_EVERY_S, self.rescue: RESCUE_EVERY_S, self.ring_again: RING_EVERY_S}
+        every = {
+            self.release: RELEASE_EVERY_S,
+            self.pump: PUMP_EVERY_S,
+            self.rescue: RESCUE_EVERY_S,
+            self.ring_again: RING_EVERY_S,
+        }
         while not stop.is_set():
             now = time.monotonic()
             for duty in due:

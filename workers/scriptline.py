@@ -81,7 +81,7 @@ class ScriptLine:
         from redis.exceptions import ResponseError
 
         if self._connection is None:
-            self._connection = await self._pool.get_connection()
+            self._connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py decorates it
         connection = self._connection
         packed: list[bytes] = []
         for command, _ in flight:

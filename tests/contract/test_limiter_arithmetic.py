@@ -64,7 +64,9 @@ tolds = st.builds(
     st.tuples(*[st.sampled_from([0, 0, 60, 600, 1_200_000])] * 4),
     st.tuples(*[st.one_of(st.just(-1), st.integers(0, 700))] * 4),
 )
-reserves = st.tuples(st.just("reserve"), st.integers(0, 3_000_000), st.lists(needs, min_size=1, max_size=6), st.booleans())
+reserves = st.tuples(
+    st.just("reserve"), st.integers(0, 3_000_000), st.lists(needs, min_size=1, max_size=6), st.booleans()
+)
 settles = st.tuples(
     st.just("settle"),
     st.integers(0, 40_000_000),
@@ -105,9 +107,7 @@ class Both:
         parsed = {part.split(":")[0]: [float(x) for x in part.split(":")[1:]] for part in text.split()}
         assert parsed == {d: [ticket.level[d], ticket.reserved[d], ticket.lowered[d]] for d in ticket.level}
         self.open += [
-            (slot, need, ticket, text)
-            for (slot, need), v in zip(calls, verdicts, strict=True)
-            if v.kind == "admitted"
+            (slot, need, ticket, text) for (slot, need), v in zip(calls, verdicts, strict=True) if v.kind == "admitted"
         ]
 
     def settle(self, pick: int, used: tuple[int, int], outcome: Any, retry: int, told: Told) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, Final
 
 from waybill.ledger.engine import Ledger
@@ -53,6 +54,9 @@ async def read_story(ledger: Ledger, job: str) -> dict[str, Any]:
     return {"job": row, "decisions": [dict(d) for d in decisions], "attempts": [dict(a) for a in attempts]}
 
 
+WIDTH: Final = 110
+
+
 def tell(story: dict[str, Any]) -> str:
     """The story as text for a person: one line per event, oldest first, then what it cost."""
     job = story["job"]
@@ -67,7 +71,7 @@ def tell(story: dict[str, Any]) -> str:
         asked.append("local models only")
     lines = [f"job {job['id']}: {job['state']}", f"  asked for    {', '.join(asked)}, {job['payload_bytes']:,} bytes"]
     if job["run_id"]:
-        lines.append(f"  run          {job['run_id']}, row {job['seq']}")
+        lines.append(f"  run          {job['run_id']}")
     start = job["submitted_at"]
     events = [(start, f"submitted {start:%Y-%m-%d %H:%M:%S} UTC")]
     events += [(decision["at"], _decision(decision, job)) for decision in story["decisions"]]
@@ -78,10 +82,14 @@ def tell(story: dict[str, Any]) -> str:
     # At equal times (one transaction writes both) the attempt's end comes before the decision it led to.
     order = {"attempt": 0, "->": 1}
     for at, text in sorted(events, key=lambda e: (e[0], order.get(text_kind(e[1]), 1))):
-        lines.append(f"  {(at - start).total_seconds():>9.3f} s  {text}")
+        lines += wrap(
+            text, WIDTH, initial_indent=f"  {(at - start).total_seconds():>9.3f} s  ", subsequent_indent=" " * 15
+        )
     lines.append(_cost(story))
     if job["error"] and job["state"] != "succeeded":
-        lines.append(f"  error        {job['error']} [{job['error_code']}]")
+        lines += wrap(
+            f"{job['error']} [{job['error_code']}]", WIDTH, initial_indent="  error        ", subsequent_indent=" " * 15
+        )
     return "\n".join(lines)
 
 
@@ -100,7 +108,10 @@ def _decision(decision: dict[str, Any], job: dict[str, Any]) -> str:
 
 
 def _begun(attempt: dict[str, Any]) -> str:
-    return f"attempt {attempt['number']} on {attempt['provider']}/{attempt['model']}/{attempt['service']} ({attempt['reason']})"
+    lane = f"{attempt['provider']}/{attempt['model']}/{attempt['service']}"
+    # The first candidate's reason is the route's own, which stands one line above.
+    why = f" ({attempt['reason']})" if attempt["number"] > 1 else ""
+    return f"attempt {attempt['number']} on {lane}{why}"
 
 
 def _ended(attempt: dict[str, Any]) -> str:
@@ -138,7 +149,10 @@ def _money(usd: Any, source: str | None) -> str:
 def _cost(story: dict[str, Any]) -> str:
     attempts = story["attempts"]
     total = sum((attempt["cost_usd"] for attempt in attempts if attempt["cost_usd"] is not None), start=0)
-    line = f"  cost         ${total:f}".rstrip("0").rstrip(".") + f" over {len(attempts)} attempts"
+    line = (
+        f"  cost         ${total:f}".rstrip("0").rstrip(".")
+        + f" over {len(attempts)} attempt{'s' * (len(attempts) != 1)}"
+    )
     flagship = next((attempt["flagship_usd"] for attempt in attempts if attempt["flagship_usd"] is not None), None)
     if flagship:
         line += f"; the same tokens on the flagship: ${flagship.normalize():f}"
