@@ -46,10 +46,13 @@ def stream_key(job_id: str) -> str:
 EPOCH_KEY: Final = f"{REDIS_PREFIX}epoch"
 """Random value set by control; when it is gone or changed, Redis was lost and doorbells are rung again."""
 
+QUARANTINE_KEY: Final = f"{REDIS_PREFIX}quarantine"
+"""List, newest first: entries of queues that are no doorbells, with the reason (workers/guard.py)."""
+
 LIMIT_PREFIX: Final = f"{REDIS_PREFIX}limit:"
 """Keys of the limiter, one group for each account and class of models (workers/limiter.lua)."""
 LIMIT_LANES_KEY: Final = f"{REDIS_PREFIX}limit-lanes"
-"""Sorted set: groups in which jobs wait for quota, by the time somebody last joined the line."""
+"""Hash: groups in which jobs wait for quota -> the time somebody last joined the line."""
 ESTIMATES_KEY: Final = f"{REDIS_PREFIX}estimates"
 """Hash: what the fleet has learned about token counts, by `model intent`."""
 

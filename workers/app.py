@@ -16,6 +16,7 @@ from waybill.names import DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queue
 from waybill.settings import Settings
 from workers.dispatch import dispatch
 from workers.execute import execute
+from workers.guard import TRANSPORT
 from workers.pool import AsyncPool, async_task
 from workers.runtime import Runtime, load_policy
 from workers.telemetry import configure, emit
@@ -32,7 +33,10 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         raise ConfigError(f"no queue {', '.join(unknown) or '(none given)'}; there are: {', '.join(all_queues())}")
     names = tuple(dict.fromkeys(queue.partition(".")[0] for queue in queues if queue != DISPATCH_QUEUE))
     app = Celery("waybill", set_as_current=True)
-    app.conf.update(celery_config(settings.require_broker_url()))
+    broker_url = settings.require_broker_url()
+    app.conf.update(celery_config(broker_url))
+    if broker_url.startswith(("redis://", "rediss://")):
+        app.conf.broker_transport = TRANSPORT
     runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
     app.lifespan = runtime
     async_task(app, DISPATCH_TASK, functools.partial(dispatch, runtime))

@@ -34,7 +34,8 @@ MAX_LOSSES = 3
 """A job that lost this many workers is put aside: it probably kills them."""
 SHORT_QUEUE = 3
 """Messages: below this a queue cannot be why a job has been waiting, so its doorbell must have been lost."""
-LONG_UNHEARD_S = 10.0
+LONG_UNHEARD_S = 5.0
+"""After a kill -9 this is how long the doorbells wait that the dead worker had heard and not yet followed."""
 LINES_WITHIN_S = 10.0
 """When Redis was wiped, the jobs that waited for quota ask again within this time."""
 
@@ -56,6 +57,9 @@ class Control:
         self._broker_is_redis = settings.require_broker_url().startswith("redis")
         self._epoch: bytes | str | None = None
         self._away_since: float | None = None
+        self._lease_s = settings.lease_s
+        self._rescue_from = 0.0
+        """`time.monotonic()`. Leases that ended while the ledger was away say nothing: nobody could renew them."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a service that is away is waited for."""
@@ -92,6 +96,8 @@ class Control:
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 emit("service.away", service=type(exc).__name__, error=str(exc))
+            if isinstance(exc, LedgerUnavailable):
+                self._rescue_from = time.monotonic() + self._lease_s
             await asyncio.sleep(0.5)
             return
         if self._away_since is not None:
@@ -118,6 +124,8 @@ class Control:
 
     async def rescue(self) -> None:
         """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""
+        if time.monotonic() < self._rescue_from:
+            return
         rows = await self._ledger.fetch(queries.RESCUE, {"limit": 500, "max_losses": MAX_LOSSES})
         if rows:
             crash_point("after_rescue")

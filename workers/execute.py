@@ -46,6 +46,8 @@ _SERVICE_OF_TIER = {
     "flex": "flex",
     "batch": "batch",
 }
+SHOW_TIMEOUT_S = 2.0
+"""A Redis that hangs must not hold a stream up until the provider gives it up."""
 _ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
 
 
@@ -89,7 +91,7 @@ class Attempt:
     cost_usd: Decimal | None = Decimal(0)
     cost_source: CostSource = CostSource.NOTHING
     flagship_usd: Decimal | None = None
-    events: list[str] = field(default_factory=list)
+    settling: asyncio.Future[str] | None = None
 
     @property
     def candidate(self) -> Candidate:
@@ -177,6 +179,8 @@ async def _leased(runtime: Runtime, attempt: Attempt) -> str:
     try:
         return await task
     except asyncio.CancelledError:
+        if attempt.settling is not None:  # its end is being stored: a second one would contradict it
+            return await attempt.settling
         if lease.lost:
             give_back(runtime, attempt)
             return "taken over by another worker"
@@ -196,7 +200,8 @@ async def _steps(runtime: Runtime, attempt: Attempt) -> str:
     price(runtime, attempt)
     assess(attempt)
     # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
-    return await asyncio.shield(settle(runtime, attempt))
+    attempt.settling = asyncio.ensure_future(settle(runtime, attempt))
+    return await asyncio.shield(attempt.settling)
 
 
 def prepare(runtime: Runtime, attempt: Attempt) -> None:
@@ -264,13 +269,27 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
 
 async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
     provider = runtime.provider(attempt.candidate.provider, attempt.account)
+    heard = True
     async for piece in provider.stream(call):
         if isinstance(piece, Answer):
             return piece
-        if piece:
+        if piece and heard:
             attempt.shown = True
-            await publish_delta(runtime.redis, attempt.job_id, piece)
+            heard = await _show(runtime, attempt.job_id, piece)
     raise Broken("the stream ended without a checked answer", code="no_terminal_event", billed=None)
+
+
+async def _show(runtime: Runtime, job_id: str, piece: str) -> bool:
+    """Pass a piece on; False when Redis does not take it. Then no more are sent: a gap would be worse than an end."""
+    from redis.exceptions import RedisError
+
+    try:
+        async with asyncio.timeout(SHOW_TIMEOUT_S):
+            await publish_delta(runtime.redis, job_id, piece)
+    except (RedisError, OSError, TimeoutError) as exc:
+        emit("service.away", service="redis", error=f"{type(exc).__name__}: {exc}")
+        return False
+    return True
 
 
 def price(runtime: Runtime, attempt: Attempt) -> None:

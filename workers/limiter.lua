@@ -164,7 +164,7 @@ local function reserve()
   end
   if #slots > 0 then
     redis.call('ZADD', KEYS[2], unpack(slots))
-    redis.call('EXPIRE', KEYS[2], KEEP_S)
+    redis.call('PEXPIRE', KEYS[2], math.ceil(lane.lease / 1000))
   end
   if #spent > 0 then redis.call('HDEL', KEYS[5], unpack(spent)) end
   save()
@@ -345,6 +345,7 @@ local function renew()
   for _, slot in ipairs(ask) do
     if redis.call('ZSCORE', KEYS[2], slot) then redis.call('ZADD', KEYS[2], now + lane.lease, slot) end
   end
+  redis.call('PEXPIRE', KEYS[2], math.ceil(lane.lease / 1000))
   return 'ok'
 end
 

@@ -37,10 +37,10 @@ TIMEOUT_S: Final = 1.5
 """Longest wait for Redis in one call; then nothing is admitted."""
 LINGER_S: Final = 0.01
 """Calls that end within this time are settled together."""
-SLOT_LEASE_S: Final = 30.0
+SLOT_LEASE_S: Final = 12.0
 """A slot in flight whose worker is gone is free again after this."""
 SHARE_EVERY_S: Final = 10.0
-"""How often learned estimates are exchanged and slots renewed."""
+"""How often learned estimates are exchanged."""
 WAKE_MOST: Final = 200
 """Jobs of one lane woken in one step."""
 LANES_KEPT_S: Final = 3600.0
@@ -210,19 +210,27 @@ class Limiter:
     """One worker process's access to the fleet's buckets. Belongs to one event loop."""
 
     def __init__(
-        self, url: str, specs: Mapping[str, LimitSpec], *, scope: str = "", timeout_s: float = TIMEOUT_S
+        self,
+        url: str,
+        specs: Mapping[str, LimitSpec],
+        *,
+        scope: str = "",
+        timeout_s: float = TIMEOUT_S,
+        slot_lease_s: float = SLOT_LEASE_S,
     ) -> None:
         """Opens nothing yet.
 
         Args:
             url: Of Redis.
             specs: From the policy file, by model id, class or `*`.
-            timeout_s: Longest wait for one answer; a lease must outlast two of them.
+            timeout_s: Longest wait for one answer.
+            slot_lease_s: How long a call counts as under way when nobody says that it is.
             scope: Added to the keys. Processes with different scopes do not know of each other: for comparisons only.
         """
         self._redis, self._line = script_line(url, timeout_s)
         self.estimates = Estimates()
         self._specs = specs
+        self._slot_lease_s = slot_lease_s
         self._prefix = f"{LIMIT_PREFIX}{scope}:" if scope else LIMIT_PREFIX
         self._lanes: dict[tuple[str, str, str], LimitLane] = {}
         self._held: dict[str, Grant] = {}
@@ -236,6 +244,7 @@ class Limiter:
         """Begin to settle and renew. Call in the loop."""
         self._tasks = [
             asyncio.create_task(self._settle_for_ever(), name="limiter-settle"),
+            asyncio.create_task(self._renew_for_ever(), name="limiter-renew"),
             asyncio.create_task(self._share_for_ever(), name="limiter-share"),
         ]
 
@@ -243,8 +252,9 @@ class Limiter:
         """Settle what is left, as far as Redis answers, and disconnect."""
         self._closing = True
         self._wake.set()
+        for task in self._tasks[1:]:
+            task.cancel()
         if self._tasks:
-            self._tasks[1].cancel()
             await asyncio.wait(self._tasks, timeout=2 * TIMEOUT_S)
             self._tasks[0].cancel()
         await self._line.close()
@@ -259,7 +269,7 @@ class Limiter:
         known = self._lanes.get((provider, account, model_id))
         if known is None:
             name = f"{provider}:{account}:{limit_class(model_id)}"
-            config = lane_config(self.spec(model_id), provider=provider)
+            config = lane_config(self.spec(model_id), provider=provider, slot_lease_s=self._slot_lease_s)
             known = self._lanes[provider, account, model_id] = LimitLane(name, lane_keys(name, self._prefix), config)
         return known
 
@@ -269,6 +279,8 @@ class Limiter:
         Raises:
             LimiterAway: Nothing is admitted.
         """
+        if not calls:
+            return Reservation(())
         about = {
             "batch": is_batch,
             "calls": [
@@ -306,8 +318,13 @@ class Limiter:
             remaining,
             grant.ticket,
         ]
-        self._pending.append(_Pending(grant, entry, time.monotonic() + SLOT_LEASE_S))
+        self._pending.append(_Pending(grant, entry, time.monotonic() + self._slot_lease_s))
         self._wake.set()
+
+    async def settled(self) -> None:
+        """Return when everything told so far has been sent, or Redis is away."""
+        while self._pending and not self._is_away:
+            await asyncio.sleep(LINGER_S)
 
     async def stand_in_line(self, lane: LimitLane, calls: Sequence[Wanted], *, is_batch: bool) -> None:
         """Put jobs that were parked into the lane's line; control wakes them when the buckets admit them.
@@ -319,7 +336,7 @@ class Limiter:
         """
         jobs = [[c.job_id, c.need.input, c.need.output, c.tenant] for c in calls]
         await run_script(self._line, lane, "wait", {"batch": is_batch, "jobs": jobs})
-        await self._plainly("ZADD", LIMIT_LANES_KEY, time.time(), json.dumps([lane.name, lane.keys, lane.config]))
+        await self._plainly("HSET", LIMIT_LANES_KEY, json.dumps([lane.name, lane.keys, lane.config]), time.time())
 
     async def _plainly(self, *command: Any) -> Any:
         from redis.exceptions import ResponseError
@@ -357,17 +374,26 @@ class Limiter:
         self._pending = deque(pending for pending in self._pending if id(pending) not in sent)
         return True
 
+    async def _renew_for_ever(self) -> None:
+        """Keep the slots of calls that take long."""
+        while True:
+            await asyncio.sleep(self._slot_lease_s / 3)
+            by_lane: dict[str, list[Grant]] = {}
+            for grant in self._held.values():
+                by_lane.setdefault(grant.lane.name, []).append(grant)
+            try:
+                for grants in by_lane.values():
+                    await run_script(self._line, grants[0].lane, "renew", [grant.slot for grant in grants])
+            except LimiterAway as exc:
+                self._away(exc)
+
     async def _share_for_ever(self) -> None:
-        """Keep the slots of long calls and exchange what was learned about token counts."""
+        """Exchange what was learned about token counts."""
         shared: dict[str, str] = {}
         while True:
             try:
-                by_lane: dict[str, list[Grant]] = {}
-                for grant in self._held.values():
-                    by_lane.setdefault(grant.lane.name, []).append(grant)
-                for grants in by_lane.values():
-                    await run_script(self._line, grants[0].lane, "renew", [grant.slot for grant in grants])
-                self.estimates.adopt(await self._plainly("HGETALL", ESTIMATES_KEY) or {})
+                found: Sequence[str] = await self._plainly("HGETALL", ESTIMATES_KEY)
+                self.estimates.adopt(dict(zip(found[::2], found[1::2], strict=True)))
                 mine = self.estimates.snapshot()
                 news = {name: text for name, text in mine.items() if shared.get(name) != text}
                 if news:
@@ -416,7 +442,7 @@ class Pump:
     def __init__(self, url: str) -> None:
         """Opens nothing yet."""
         self._redis, self._line = script_line(url)
-        self._empty: dict[str, float] = {}
+        self._empty: dict[str, str] = {}
 
     async def wake(self) -> list[tuple[LimitLane, list[str]]]:
         """Take out of all lines the jobs that the buckets admit now.
@@ -425,11 +451,12 @@ class Pump:
             LimiterAway: Redis does not answer.
         """
         woken: list[tuple[LimitLane, list[str]]] = []
-        found: Sequence[str] = await self._ask("ZRANGE", LIMIT_LANES_KEY, 0, -1, "WITHSCORES")
-        for member, joined in zip(found[::2], map(float, found[1::2]), strict=True):
+        found: Sequence[str] = await self._ask("HGETALL", LIMIT_LANES_KEY)
+        for member, joined in zip(found[::2], found[1::2], strict=True):
             if self._empty.get(member) == joined:
-                if time.time() - joined > LANES_KEPT_S:
-                    await self._ask("ZREMRANGEBYSCORE", LIMIT_LANES_KEY, "-inf", joined)
+                # Nobody has joined since the line was seen empty.
+                if time.time() - float(joined) > LANES_KEPT_S:
+                    await self._ask("HDEL", LIMIT_LANES_KEY, member)
                 continue
             name, keys, config = json.loads(member)
             lane = LimitLane(name, tuple(keys), config)

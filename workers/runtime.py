@@ -138,6 +138,7 @@ class Runtime:
                 self.policy.limits,
                 scope=self.owner if self.settings.limiter_scope == "process" else "",
                 timeout_s=min(TIMEOUT_S, self.settings.lease_s / 4),
+                slot_lease_s=self.settings.lease_s,
             )
             self.limiter.start()
             self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
@@ -197,8 +198,9 @@ class Runtime:
 
     async def _renew_leases(self) -> None:
         """Every third of a lease: keep our jobs, learn which ones were taken from us and which are to be cancelled."""
+        pause_s = self.settings.lease_s / 3
         while True:
-            await asyncio.sleep(self.settings.lease_s / 3)
+            await asyncio.sleep(pause_s)
             held = dict(self.leases)
             if not held:
                 continue
@@ -213,7 +215,9 @@ class Runtime:
                 )
             except LedgerUnavailable as exc:
                 emit("service.away", service="ledger", error=str(exc))
+                pause_s = min(0.5, pause_s)  # two connections that fail one after the other must not cost the lease
                 continue
+            pause_s = self.settings.lease_s / 3
             kept = {row["id"]: row["cancel_requested"] for row in rows}
             for job_id, lease in held.items():
                 if self.leases.get(job_id) is not lease:

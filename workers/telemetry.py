@@ -16,6 +16,7 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 | jobs.released      | jobs                                                             |
 | jobs.parked        | jobs, lane                                                       |
 | doorbells.rerung   | jobs, cause                                                      |
+| message.refused    | queue, reason, bytes                                             |
 | service.away       | service, error                                                   |
 | service.back       | service, seconds_s                                               |
 """

@@ -12,62 +12,64 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from string import ascii_uppercase
 
 import numpy as np
 from scipy import sparse
 
 from policies.evaluate.outcomes import Floats
 
-_TOKEN = re.compile(r"[a-z]+|0{1,4}|[^\sa-z0]")
-_DIGITS = str.maketrans("123456789", "000000000")
-_NUMBER = re.compile(r"\d[\d,.]*")
-_NEGATIONS = (" not ", " not\n", "except", " never", "incorrect", " false", " least ")
-# One pass in C instead of a test per character: digits, signs of formulas and capitals each become one letter.
-_KINDS = str.maketrans(
-    {
-        **dict.fromkeys("0123456789", "0"),
-        **dict.fromkeys("+-*/=^<>\\{}[]()_", "+"),
-        **dict.fromkeys(ascii_uppercase, "A"),
-    }
+# All work is on UTF-8 bytes: lower-casing and translating a str with one sign outside ASCII is ten times slower. A run of
+# letters of another script is one token.
+_TOKEN = re.compile(rb"[a-z]+|0{1,4}|[\x80-\xff]+|[^\sa-z0\x80-\xff]")
+_NUMBER = re.compile(rb"\d[\d,.]*")
+_PLAIN = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
+# Digits, signs of formulas and capitals each become one letter, to be counted in one pass.
+_FORMULA = b"+-*/=^<>\\{}[]()_"
+_KINDS = bytes.maketrans(
+    b"0123456789" + _FORMULA + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 10 + b"+" * len(_FORMULA) + b"A" * 26
 )
+_NEGATIONS = (b" not ", b" not\n", b"except", b" never", b"incorrect", b" false", b" least ")
 # A prompt's head says what is asked; reading on costs time on the hot path and tells little more (docs/routing.md).
-READ_CHARS = 1_000
+READ_CHARS = 600
 _MIN_PROMPTS = 2  # a token seen in one prompt cannot teach anything about another
 SURFACE_SIZE = 12
 
 
-# A pair stays a tuple: joining it to a string would cost half of the hot path's time.
-Token = str | tuple[str, str]
+# A pair is joined: a tuple would be tracked by the garbage collector, whose runs then cost more than the joining.
+Token = bytes
 
 
 def tokens(prompt: str) -> set[Token]:
     """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
-    found: list[str] = _TOKEN.findall(prompt[:READ_CHARS].lower().translate(_DIGITS))
-    return {*found, *pairwise(found)}
+    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
+    return {*found, *map(b" ".join, pairwise(found))}
 
 
 def surface(prompt: str) -> tuple[float, ...]:
     """Return `SURFACE_SIZE` numbers about a prompt's form: length, digits, signs, options, lines, questions."""
-    head = prompt[:READ_CHARS]
+    head = _head(prompt)
     size = max(len(head), 1)
-    kinds, lowered = head.translate(_KINDS), head.lower()
-    words = head.count(" ") + head.count("\n") + 1
-    options = head.rpartition("Options:")[2].count(" | ") if "Options:" in head else 0
+    kinds, lowered = head.translate(_KINDS), head.translate(_PLAIN)
+    words = head.count(b" ") + head.count(b"\n") + 1
+    options = head.rpartition(b"Options:")[2].count(b" | ") if b"Options:" in head else 0
     return (
         math.log1p(len(prompt)),
         math.log1p(words),
-        kinds.count("0") / size,
-        kinds.count("+") / size,
+        kinds.count(b"0") / size,
+        kinds.count(b"+") / size,
         float(len(_NUMBER.findall(head))),
         float(options),
-        float(head.count("\n")),
-        float(head.count("?")),
+        float(head.count(b"\n")),
+        float(head.count(b"?")),
         len(head) / words,
-        kinds.count("A") / size,
-        float(head.count(". ")),
+        kinds.count(b"A") / size,
+        float(head.count(b". ")),
         float(sum(map(lowered.count, _NEGATIONS))),
     )
+
+
+def _head(prompt: str) -> bytes:
+    return prompt[:READ_CHARS].encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def learn_vocabulary(prompts: Sequence[str]) -> Vocabulary:
     for prompt in prompts:
         for token in tokens(prompt):
             seen[token] = seen.get(token, 0) + 1
-    kept = sorted((token for token, count in seen.items() if count >= _MIN_PROMPTS), key=str)
+    kept = sorted(token for token, count in seen.items() if count >= _MIN_PROMPTS)
     counts = np.array([seen[token] for token in kept], dtype=np.float64)
     weights = np.log((1 + len(prompts)) / (1 + counts)) + 1
     return Vocabulary(index={token: number for number, token in enumerate(kept)}, weights=weights)

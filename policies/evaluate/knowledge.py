@@ -24,8 +24,8 @@ Paid = tuple[int, ...]  # numbers of the models paid for, ascending; 0 is the fl
 # Scales of the ridge's columns: a larger scale is a smaller penalty. Agreement speaks first, the tag and the rest correct it;
 # a tag at full weight overfits below about a thousand labels (docs/routing.md).
 _AGREEMENT_SCALE = 1.0
-_TAG_SCALE = 0.2
-_TAG_AGREEMENT_SCALE = 0.2
+_TAG_SCALE = 0.1
+_TAG_AGREEMENT_SCALE = 0.1
 _OTHER_SCALE = 0.06
 
 

@@ -174,6 +174,9 @@ class Scene:
         until(self.services_answer, 30, "Postgres and Valkey answer")
         self.sandbox.clear_faults()
         self.fleet.revive()
+        left = [str(row["id"]) for row in self.rows("select id from jobs where finished_at is null")]
+        if left:  # the act before failed
+            self.client.cancel(*left)
         until(lambda: self.sandbox.state()["in_flight"] == 0, 30, "the calls of the act before have ended")
         self.sandbox.reset()
         self.sandbox.latency(latency)

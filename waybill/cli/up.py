@@ -109,6 +109,7 @@ def plan_fleet(
                 "sandbox",
                 [*waybill_argv(), "sandbox", "--port", str(port), "--quiet", *sandbox_args],
                 ready=lambda: _listens(port),
+                ready_timeout_s=120.0,
             )
         )
     settings = Settings.from_env({**os.environ, **env})

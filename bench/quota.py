@@ -1,0 +1,245 @@
+"""How much of the providers' quota a fleet of four worker processes uses, and how often it is refused for too much.
+
+A backlog of mixed jobs (Opus, Sonnet, Haiku, GPT; each held back by another limit) runs against a sandbox with real
+buckets, once with the fleet's limiter and once with each process having all limits for itself. Judged by the sandbox's own
+log: `quota_used` is what was used of all that a lane's binding limit gave (full bucket and refill) from the first call
+until 95 % of its jobs were done, for the worst lane; `provider_429` counts refusals after warm-up (the first quarter);
+`fullest_minute` is the most used in 60 s over what the bucket allows in 60 s; `makespan_ratio` is the time of the whole
+run over the least that the buckets allow. `limiter_us_per_chunk` is client CPU of a reserve and settle for ten jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from policies.limits import LimitSpec, Need
+from sandbox.testing import Running, spawned
+from tests.fleet import running_fleet
+from waybill import Client, Job, embedded
+from waybill.cli.db import run_upgrade
+from workers.limiter import Ended, Limiter, Wanted
+from workers.providers.base import Limits
+
+WORKERS = {"anthropic": 3, "openai": 1}
+MAX_OUTPUT = 2000
+OUTPUT_TOKENS = 420
+"""What the sandbox makes up for such a job, thinking included (only to choose limits; results use its log)."""
+WARM_UP_SHARE = 0.25
+LOOSE = 20
+"""Limits that are not meant to bind are this many times what is needed."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A model, its class in the sandbox, and the limit that is to hold it back."""
+
+    model: str
+    limit_class: str
+    binding: str
+    bytes_per_token: float
+
+
+LANES = (
+    Lane("claude-opus-5-5", "claude-opus-5.5", "otpm", 2.5),
+    Lane("claude-sonnet-5-5", "claude-sonnet-5.5", "itpm", 2.5),
+    Lane("claude-haiku-5-5", "claude-haiku-5.5", "rpm", 2.5),
+    Lane("gpt-6-luna", "gpt-6-luna", "tpm", 4.0),
+)
+
+
+def make_jobs(count: int, seed: int) -> list[tuple[Lane, Job]]:
+    """Jobs of all lanes in random order, with prompts of 200 to 6,000 bytes."""
+    rng = random.Random(seed)
+    jobs = []
+    for number in range(count):
+        lane = LANES[number % len(LANES)]
+        words = " ".join(rng.choice(("invoice", "total", "chair", "table", "due", "paid")) for _ in range(900))
+        prompt = f"Document {number}: {words}"[: rng.randrange(200, 6000)]
+        jobs.append(
+            (
+                lane,
+                Job(
+                    intent="summarization",
+                    prompt=prompt,
+                    model=lane.model,
+                    priority="lo",  # type: ignore[arg-type]  # pydantic reads the class's value
+                    max_output_tokens=MAX_OUTPUT,
+                ),
+            )
+        )
+    rng.shuffle(jobs)
+    return jobs
+
+
+def limits_for(jobs: Sequence[tuple[Lane, Job]], *, seconds: float, burst_s: float) -> dict[str, dict[str, int]]:
+    """Limits a minute by class, so that the full buckets and `seconds` of refill just pay for the lane's jobs."""
+    found = {}
+    for lane in LANES:
+        mine = [job for of, job in jobs if of is lane]
+        prompt = sum(math.ceil(len(job.prompt) / lane.bytes_per_token) for job in mine)
+        output = OUTPUT_TOKENS * len(mine)
+        all_needs = {"rpm": len(mine), "itpm": prompt, "otpm": output, "tpm": prompt + output}
+        own = ("rpm", "tpm") if lane.limit_class.startswith("gpt") else ("rpm", "itpm", "otpm")
+        found[lane.limit_class] = {
+            name: int(all_needs[name] * 60 / (burst_s + seconds)) * (1 if name == lane.binding else LOOSE)
+            for name in own
+        }
+    return found
+
+
+def used(line: dict[str, Any], binding: str) -> int:
+    """What a request of the sandbox's log took of a limit."""
+    usage = line["usage"]
+    fresh = usage["input_tokens"] + usage["cache_write_tokens"] + usage["cache_write_long_tokens"]
+    output = usage["output_tokens"]
+    all_prompt = fresh + usage["cache_read_tokens"]
+    return int({"rpm": 1, "itpm": fresh, "otpm": output, "tpm": all_prompt + output}[binding])
+
+
+def ended_at(line: dict[str, Any]) -> float:
+    """Seconds since the epoch."""
+    return datetime.fromisoformat(line["time"]).timestamp()
+
+
+def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst_s: float) -> dict[str, Any]:
+    """The figures of one run from the sandbox's log."""
+    answered = [line for line in log if line["status"] == 200]
+    refused = [line for line in log if line["status"] == 429]
+    began = min(ended_at(line) - line["duration_ms"] / 1000 for line in log)
+    ended = max(ended_at(line) for line in answered)
+    shares, bounds, worst = {}, {}, 0.0
+    for lane in LANES:
+        mine = sorted((ended_at(line), used(line, lane.binding)) for line in answered if line["model"] == lane.model)
+        rate = limits[lane.limit_class][lane.binding] / 60
+        capacity = rate * burst_s
+        bounds[lane.model] = max(0.0, sum(n for _, n in mine) - capacity) / rate
+        # The backlog of a lane lasts until nearly all its jobs are done; the end has nothing left to fill the quota with.
+        last = mine[int(0.95 * len(mine)) - 1][0]
+        shares[lane.model] = sum(n for at, n in mine if at <= last) / (capacity + rate * (last - began))
+        for start in range(int(last - began)):
+            window = sum(n for at, n in mine if began + start < at <= began + start + 60)
+            worst = max(worst, window / (capacity + rate * 60))
+    warm = began + WARM_UP_SHARE * (ended - began)
+    return {
+        "quota_used": round(min(shares.values()), 4),
+        "quota_used_by_model": {model: round(share, 4) for model, share in shares.items()},
+        "provider_429": sum(ended_at(line) > warm for line in refused),
+        "provider_429_all": len(refused),
+        "fullest_minute": round(worst, 4),
+        "bound_s": round(max(bounds.values()), 2),
+        "makespan_s": round(ended - began, 2),
+        "makespan_ratio": round((ended - began) / max(bounds.values()), 4),
+    }
+
+
+def run_once(
+    services: embedded.Services, jobs: Sequence[tuple[Lane, Job]], options: argparse.Namespace, *, scope: str
+) -> dict[str, Any]:
+    """One run on an empty ledger and Redis."""
+    limits = limits_for(jobs, seconds=options.seconds, burst_s=options.burst)
+    arguments = ["--burst", str(options.burst), "--latency", options.latency]
+    for limit_class, values in limits.items():
+        arguments += ["--limit", f"{limit_class}:" + ",".join(f"{name}={value}" for name, value in values.items())]
+    database_url = embedded.create_database(str(services.database_url), f"quota_{scope}")
+    run_upgrade(database_url)
+    redis_url = str(services.redis_url).rsplit("/", 1)[0] + ("/1" if scope == "fleet" else "/2")
+    with tempfile.TemporaryDirectory() as folder, spawned(*arguments) as sandbox:
+        policy = Path(folder) / "policy.toml"
+        shipped = (Path(__file__).parent.parent / "policies" / "default.toml").read_text()
+        policy.write_text(f'{shipped}\n[limits."*"]\nburst_s = {options.burst}\n')
+        env = {"WAYBILL_LIMITER_SCOPE": scope, "WAYBILL_POLICY_FILE": str(policy)}
+        with (
+            running_fleet(database_url, redis_url, sandbox.url, Path(folder), workers=WORKERS, env=env),
+            Client(database_url, redis_url) as client,
+        ):
+            ids = client.submit_many([job for _, job in jobs])
+            patience = options.seconds * 4 + 120
+            done = sum(outcome.result is not None for outcome in client.results(ids, timeout_s=patience))
+            log = whole_log(sandbox)
+            figures = judge(log, limits, burst_s=options.burst)
+    return {"jobs": len(ids), "succeeded": done, **figures, **attempts_made(database_url, len(ids))}
+
+
+def whole_log(sandbox: Running) -> list[dict[str, Any]]:
+    """All requests, page by page."""
+    lines: list[dict[str, Any]] = []
+    while page := sandbox.log(since=lines[-1]["seq"] if lines else 0):
+        lines += page
+    return lines
+
+
+def attempts_made(database_url: str, jobs: int) -> dict[str, Any]:
+    """Rows of attempts a job: waiting must not make any."""
+    import psycopg
+
+    with psycopg.connect(database_url.replace("postgresql+psycopg", "postgresql")) as connection:
+        row = connection.execute("select count(*) from attempts").fetchone()
+    return {"attempt_rows_per_job": round(row[0] / jobs, 3) if row else None}
+
+
+def measure_limiter(redis_url: str, chunks: int = 400) -> float:
+    """Client CPU in microseconds for one reserve and settle of a chunk of ten, at 20 chunks under way."""
+    roomy = LimitSpec(requests_per_minute=10**9, input_tokens_per_minute=10**12, output_tokens_per_minute=10**12)
+    told = Limits(10**8, 10**10, 10**10, None, 10**9, 10**12, 10**12, None)
+
+    async def chunk(limiter: Limiter, number: int) -> None:
+        lane = limiter.lane("anthropic", "bench", "claude-haiku-5-5")
+        calls = [Wanted(f"{number:08d}-0000-7000-8000-{n:012d}", 1, Need(1000, 4000, 600)) for n in range(10)]
+        found = await limiter.reserve(lane, calls, is_batch=True)
+        await asyncio.sleep(0)
+        for grant in found.grants.values():
+            limiter.settle(grant, Ended("ok", 900, 300, 0.0, told))
+
+    async def measure() -> float:
+        limiter = Limiter(redis_url, {"*": roomy})
+        limiter.start()
+        await chunk(limiter, 0)
+        best = math.inf
+        for repeat in range(5):
+            began = time.process_time()
+            for first in range(0, chunks, 20):
+                base = (repeat + 1) * 100_000 + first
+                await asyncio.gather(*(chunk(limiter, base + n) for n in range(20)))
+            await limiter.settled()
+            best = min(best, (time.process_time() - began) / chunks * 1e6)
+        await limiter.close()
+        return best
+
+    return asyncio.run(measure())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure both ways and print."""
+    parser = argparse.ArgumentParser(prog="./run bench quota", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--seconds", type=float, default=60, help="how long the buckets allow it to take at least")
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument(
+        "--burst", type=float, default=20, help="seconds' worth that a full bucket holds, on both sides"
+    )
+    parser.add_argument("--latency", default="model:0.2", help="of the sandbox's answers")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fleet-only", action="store_true", help="leave out the comparison with a limiter per process")
+    options = parser.parse_args(arguments)
+    jobs = make_jobs(options.jobs, options.seed)
+    with tempfile.TemporaryDirectory() as state, embedded.services(Path(state)) as services:
+        figures: dict[str, Any] = {"limiter_us_per_chunk": round(measure_limiter(str(services.redis_url)))}
+        figures |= run_once(services, jobs, options, scope="fleet")
+        if not options.fleet_only:
+            figures["per_process"] = run_once(services, jobs, options, scope="process")
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for key, value in figures.items():
+        print(f"{key:>22}  {value}")

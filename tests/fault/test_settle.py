@@ -1,0 +1,81 @@
+"""R28, R24: a cancellation that comes while an answer is being stored does not make a second story of it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from policies.fallback import History
+from policies.policyfile import parse
+from policies.pricing import PriceBook
+from waybill.contract import Candidate, Job, JobState, Usage
+from workers.execute import Attempt, _leased, prepare
+from workers.providers.base import Answer, Stop
+from workers.runtime import SHIPPED_POLICY, Lane
+from workers.writer import Settlement
+
+
+class SlowWriter:
+    """Keeps settlements until it is let go, as the real one does while Postgres is away."""
+
+    def __init__(self) -> None:
+        self.taken: list[Settlement] = []
+        self.let_go = asyncio.Event()
+
+    async def settle(self, settlement: Settlement) -> JobState:
+        self.taken.append(settlement)
+        await self.let_go.wait()
+        return settlement.state
+
+
+class Answering:
+    """A provider with one answer."""
+
+    async def call(self, _: object) -> Answer:
+        return Answer("Done.", Stop.COMPLETE, Usage(input_tokens=10, output_tokens=5), "claude-sonnet-5-5")
+
+
+async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attempt() -> None:
+    policy = parse(SHIPPED_POLICY.read_text(), "default.toml")
+    writer = SlowWriter()
+    route = (Candidate("anthropic", "claude-sonnet-5-5", "interactive", "test"),)
+    settings = SimpleNamespace(call_timeout_s=5.0, idle_timeout_s=5.0)
+    runtime: Any = SimpleNamespace(
+        policy=policy,
+        prices=PriceBook(policy),
+        writer=writer,
+        settings=settings,
+        leases={},
+        redis=None,
+        lane=lambda _: Lane(asyncio.Semaphore(1)),
+        provider=lambda *_: Answering(),
+    )
+    attempt = Attempt(
+        job_id="j",
+        number=1,
+        token=1,
+        route=route,
+        index=0,
+        intent="summarization",
+        priority="lo",
+        payload_bytes=5,
+        job=Job(intent="summarization", prompt="hello"),
+        history=History(route=route, index=0, used=1, max_attempts=5),
+        started=0.0,
+        started_at=datetime(2026, 11, 23, tzinfo=UTC),
+    )
+    prepare(runtime, attempt)
+
+    running = asyncio.ensure_future(_leased(runtime, attempt))
+    while not writer.taken:
+        await asyncio.sleep(0)
+    runtime.leases["j"].task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    writer.let_go.set()
+    told = await asyncio.gather(running, return_exceptions=True)
+
+    assert [one.state for one in writer.taken] == [JobState.SUCCEEDED]
+    assert told
