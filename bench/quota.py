@@ -1,11 +1,17 @@
 """How much of the providers' quota a fleet of four worker processes uses, and how often it is refused for too much.
 
 A backlog of mixed jobs (Opus, Sonnet, Haiku, GPT; each held back by another limit) runs against a sandbox with real
-buckets, once with the fleet's limiter and once with each process having all limits for itself. Judged by the sandbox's own
-log: `quota_used` is what was used of all that a lane's binding limit gave (full bucket and refill) from the first call
-until 95 % of its jobs were done, for the worst lane; `provider_429` counts refusals after warm-up (the first quarter);
-`fullest_minute` is the most used in 60 s over what the bucket allows in 60 s; `makespan_ratio` is the time of the whole
-run over the least that the buckets allow. `limiter_us_per_chunk` is client CPU of a reserve and settle for ten jobs.
+buckets, once with the fleet's limiter and once with each process having all limits for itself. The sandbox's own log is
+the judge:
+
+quota_used      what was used of the refill of a lane's binding limit, after warm-up (the first quarter) until 95 % of its
+                jobs were done; of the worst lane, at most 1
+used_of_all     the same from the first call on, with the full bucket of the start in what was allowed
+provider_429    refusals after warm-up
+fullest_minute  the most used in 60 s, over what the bucket allows in 60 s
+makespan_ratio  the time of the whole run over the least that the buckets allow
+
+`limiter_us_per_chunk` is client CPU of a reserve and settle for ten jobs.
 """
 
 from __future__ import annotations
@@ -24,17 +30,22 @@ from pathlib import Path
 from typing import Any
 
 from policies.limits import LimitSpec, Need
-from sandbox.testing import Running, spawned
+from policies.policyfile import parse
+from sandbox.testing import Running, running, spawned
 from tests.fleet import running_fleet
 from waybill import Client, Job, embedded
 from waybill.cli.db import run_upgrade
+from waybill.contract import Message
 from workers.limiter import Ended, Limiter, Wanted
-from workers.providers.base import Limits
+from workers.providers.anthropic import AnthropicProvider
+from workers.providers.base import Call, Limits, Provider
+from workers.providers.openai import OpenAIProvider
+from workers.runtime import SHIPPED_POLICY
 
 WORKERS = {"anthropic": 3, "openai": 1}
 MAX_OUTPUT = 2000
-OUTPUT_TOKENS = 420
-"""What the sandbox makes up for such a job, thinking included (only to choose limits; results use its log)."""
+PROBES = 5
+"""Answers of each lane from which its limits are chosen."""
 WARM_UP_SHARE = 0.25
 LOOSE = 20
 """Limits that are not meant to bind are this many times what is needed."""
@@ -82,14 +93,46 @@ def make_jobs(count: int, seed: int) -> list[tuple[Lane, Job]]:
     return jobs
 
 
-def limits_for(jobs: Sequence[tuple[Lane, Job]], *, seconds: float, burst_s: float) -> dict[str, dict[str, int]]:
+def outputs_of(jobs: Sequence[tuple[Lane, Job]]) -> dict[str, float]:
+    """Mean length of the sandbox's answers by model, thinking included: asked for with the fleet's own adapters."""
+    policy = parse(SHIPPED_POLICY.read_text("utf-8"), SHIPPED_POLICY.name)
+    plan = policy.plans["summarization"]
+
+    async def ask(url: str) -> dict[str, float]:
+        providers: dict[str, Provider] = {
+            "claude": AnthropicProvider("sandbox-probe", url),
+            "gpt": OpenAIProvider("sandbox-probe", f"{url}/v1"),
+        }
+        found = {}
+        for lane in LANES:
+            model = policy.models[lane.model]
+            lengths = []
+            for _, job in [pair for pair in jobs if pair[0] is lane][:PROBES]:
+                effort = plan.effort if plan.effort in model.efforts else None
+                messages = (Message(role="user", content=job.prompt),)
+                call = Call(model, messages, max_output_tokens=MAX_OUTPUT, effort=effort)
+                answer = await providers[lane.model.partition("-")[0]].call(call)
+                assert answer.usage is not None
+                lengths.append(answer.usage.output_tokens)
+            found[lane.model] = sum(lengths) / len(lengths)
+        for provider in providers.values():
+            await provider.close()
+        return found
+
+    with running() as sandbox:
+        return asyncio.run(ask(sandbox.url))
+
+
+def limits_for(
+    jobs: Sequence[tuple[Lane, Job]], outputs: dict[str, float], *, seconds: float, burst_s: float
+) -> dict[str, dict[str, int]]:
     """Limits a minute by class, so that the full buckets and `seconds` of refill just pay for the lane's jobs."""
     found = {}
     for lane in LANES:
         mine = [job for of, job in jobs if of is lane]
         prompt = sum(math.ceil(len(job.prompt) / lane.bytes_per_token) for job in mine)
-        output = OUTPUT_TOKENS * len(mine)
-        all_needs = {"rpm": len(mine), "itpm": prompt, "otpm": output, "tpm": prompt + output}
+        output = outputs[lane.model] * len(mine)
+        all_needs: dict[str, float] = {"rpm": len(mine), "itpm": prompt, "otpm": output, "tpm": prompt + output}
         own = ("rpm", "tpm") if lane.limit_class.startswith("gpt") else ("rpm", "itpm", "otpm")
         found[lane.limit_class] = {
             name: int(all_needs[name] * 60 / (burst_s + seconds)) * (1 if name == lane.binding else LOOSE)
@@ -118,7 +161,7 @@ def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst
     refused = [line for line in log if line["status"] == 429]
     began = min(ended_at(line) - line["duration_ms"] / 1000 for line in log)
     ended = max(ended_at(line) for line in answered)
-    shares, bounds, worst = {}, {}, 0.0
+    shares, alls, bounds, worst = {}, {}, {}, 0.0
     for lane in LANES:
         mine = sorted((ended_at(line), used(line, lane.binding)) for line in answered if line["model"] == lane.model)
         rate = limits[lane.limit_class][lane.binding] / 60
@@ -126,7 +169,9 @@ def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst
         bounds[lane.model] = max(0.0, sum(n for _, n in mine) - capacity) / rate
         # The backlog of a lane lasts until nearly all its jobs are done; the end has nothing left to fill the quota with.
         last = mine[int(0.95 * len(mine)) - 1][0]
-        shares[lane.model] = sum(n for at, n in mine if at <= last) / (capacity + rate * (last - began))
+        alls[lane.model] = sum(n for at, n in mine if at <= last) / (capacity + rate * (last - began))
+        first = began + WARM_UP_SHARE * (last - began)
+        shares[lane.model] = min(1.0, sum(n for at, n in mine if first < at <= last) / (rate * (last - first)))
         for start in range(int(last - began)):
             window = sum(n for at, n in mine if began + start < at <= began + start + 60)
             worst = max(worst, window / (capacity + rate * 60))
@@ -134,6 +179,7 @@ def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst
     return {
         "quota_used": round(min(shares.values()), 4),
         "quota_used_by_model": {model: round(share, 4) for model, share in shares.items()},
+        "used_of_all_by_model": {model: round(share, 4) for model, share in alls.items()},
         "provider_429": sum(ended_at(line) > warm for line in refused),
         "provider_429_all": len(refused),
         "fullest_minute": round(worst, 4),
@@ -147,7 +193,7 @@ def run_once(
     services: embedded.Services, jobs: Sequence[tuple[Lane, Job]], options: argparse.Namespace, *, scope: str
 ) -> dict[str, Any]:
     """One run on an empty ledger and Redis."""
-    limits = limits_for(jobs, seconds=options.seconds, burst_s=options.burst)
+    limits = limits_for(jobs, outputs_of(jobs), seconds=options.seconds, burst_s=options.burst)
     arguments = ["--burst", str(options.burst), "--latency", options.latency]
     for limit_class, values in limits.items():
         arguments += ["--limit", f"{limit_class}:" + ",".join(f"{name}={value}" for name, value in values.items())]
@@ -156,8 +202,7 @@ def run_once(
     redis_url = str(services.redis_url).rsplit("/", 1)[0] + ("/1" if scope == "fleet" else "/2")
     with tempfile.TemporaryDirectory() as folder, spawned(*arguments) as sandbox:
         policy = Path(folder) / "policy.toml"
-        shipped = (Path(__file__).parent.parent / "policies" / "default.toml").read_text()
-        policy.write_text(f'{shipped}\n[limits."*"]\nburst_s = {options.burst}\n')
+        policy.write_text(SHIPPED_POLICY.read_text("utf-8") + f'\n[limits."*"]\nburst_s = {options.burst}\n')
         env = {"WAYBILL_LIMITER_SCOPE": scope, "WAYBILL_POLICY_FILE": str(policy)}
         with (
             running_fleet(database_url, redis_url, sandbox.url, Path(folder), workers=WORKERS, env=env),

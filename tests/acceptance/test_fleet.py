@@ -9,14 +9,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from sandbox.testing import Running, running
-from tests.fleet import ROOT, RunningFleet, clean_environment, running_fleet
+from sandbox.testing import Running
+from tests.fleet import ROOT, RunningFleet, clean_environment
 from waybill import (
     AsyncClient,
     Client,
@@ -27,7 +26,6 @@ from waybill import (
     JobFailed,
     JobState,
     ResultTimeout,
-    embedded,
 )
 
 SCHEMA = {
@@ -36,36 +34,6 @@ SCHEMA = {
     "required": ["total"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
-    """A ledger and a Redis database for this file."""
-    database_url = embedded.create_database(str(services.database_url), "test_fleet", template=ledger_template)
-    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Running]:
-    """The provider."""
-    with running() as provider:
-        yield provider
-
-
-@pytest.fixture(scope="module")
-def fleet(urls: tuple[str, str], sandbox: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    """The fleet."""
-    with running_fleet(*urls, sandbox.url, tmp_path_factory.mktemp("logs")) as programs:
-        yield programs
-
-
-@pytest.fixture
-def client(urls: tuple[str, str], fleet: RunningFleet, sandbox: Running) -> Iterator[Client]:
-    """A client, and a sandbox without faults after the test."""
-    with Client(*urls) as connected:
-        yield connected
-    sandbox.clear_faults()
-    sandbox.latency("none")
 
 
 def test_a_job_comes_back_with_model_reason_and_cost(client: Client) -> None:
@@ -368,8 +336,9 @@ def test_flower_does_not_start_open() -> None:
 
 def test_a_worker_refuses_queues_that_do_not_exist_and_missing_services() -> None:
     base = clean_environment() | {"PATH": os.environ["PATH"]}
+    both = {"WAYBILL_DATABASE_URL": "postgresql://x/y", "WAYBILL_REDIS_URL": "redis://x"}
     for argv, env, says in (
-        (["worker", "--queues", "antropic.hi"], {"WAYBILL_DATABASE_URL": "postgresql://x/y", "WAYBILL_REDIS_URL": "redis://x"}, "no queue antropic.hi; there are: dispatch"),
+        (["worker", "--queues", "antropic.hi"], both, "no queue antropic.hi; there are: dispatch"),
         (["worker", "--queues", "anthropic.hi"], {}, "WAYBILL_DATABASE_URL is not set"),
         (["dispatcher"], {"WAYBILL_DATABASE_URL": "mysql://x/y", "WAYBILL_REDIS_URL": "redis://x"}, "needs PostgreSQL"),
         (["dispatcher"], {"WAYBILL_LEASE_S": "soon"}, "WAYBILL_LEASE_S: "),
@@ -407,7 +376,8 @@ def test_asyncio_is_not_needed_to_import_and_nothing_heavy_comes_along() -> None
     code = (
         "import sys, time; import pydantic; a = time.process_time(); "
         "from waybill import Client; "
-        "heavy = [m for m in ('anthropic', 'openai', 'celery', 'kombu', 'sqlalchemy', 'redis', 'psycopg', 'workers', 'llama_cpp') if m in sys.modules]; "
+        "heavy = ('anthropic', 'openai', 'celery', 'kombu', 'sqlalchemy', 'redis', 'psycopg', 'workers', 'llama_cpp');"
+        "heavy = [m for m in heavy if m in sys.modules]; "
         "print(heavy)"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

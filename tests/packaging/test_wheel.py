@@ -67,7 +67,10 @@ def test_importing_the_client_costs_at_most_twice_importing_pydantic() -> None:
     code = "import time; a = time.process_time(); {}; print(time.process_time() - a)"
     least = {}
     for _ in range(5):
-        for what in ("from pydantic import BaseModel, ConfigDict, Field, field_validator", "from waybill import Client"):
+        for what in (
+            "from pydantic import BaseModel, ConfigDict, Field, field_validator",
+            "from waybill import Client",
+        ):
             told = subprocess.run(
                 [sys.executable, "-c", code.format(what)], cwd=ROOT, capture_output=True, text=True, check=True
             )

@@ -1,0 +1,46 @@
+"""One real fleet for each file of tests that asks for it: its services, its sandbox, a client."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.testing import Running, running
+from tests.fleet import RunningFleet, running_fleet
+from waybill import Client, embedded
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
+    """A ledger and a Redis database for this file."""
+    database_url = embedded.create_database(
+        str(services.database_url), f"fleet_{next(_numbers)}", template=ledger_template
+    )
+    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Running]:
+    """The provider."""
+    with running() as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def fleet(urls: tuple[str, str], sandbox: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    """The fleet."""
+    with running_fleet(*urls, sandbox.url, tmp_path_factory.mktemp("logs")) as programs:
+        yield programs
+
+
+@pytest.fixture
+def client(urls: tuple[str, str], fleet: RunningFleet, sandbox: Running) -> Iterator[Client]:
+    """A client, and a sandbox without faults after the test."""
+    with Client(*urls) as connected:
+        yield connected
+    sandbox.clear_faults()
+    sandbox.latency("none")
