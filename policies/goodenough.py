@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
+from referencing.exceptions import Unresolvable
 
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History
 
@@ -66,7 +68,10 @@ def judge(asked: Asked, given: Given, history: History) -> Decision:
     Returns:
         Accept with the parsed data; Escalate while a candidate and budget are left; else GiveUp with what is wrong.
     """
-    problem, data = _problem(asked, given)
+    try:
+        problem, data = _problem(asked, given)
+    except (re.error, Unresolvable) as exc:  # another model's answer could not be checked either
+        return GiveUp("bad_schema", f"json_schema cannot be checked, so the answer was not used: {exc}")
     if problem is None:
         return Accept(data)
     if history.streamed:

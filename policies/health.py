@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
-from policies.fallback import History, Reroute
+from policies.fallback import Decision, History, Reroute, Snooze
+from waybill.errors import ProviderError, Unavailable
 
 WINDOW_S: Final = 30.0
 """Failures older than this count no more."""
@@ -130,8 +131,9 @@ class Seen:
     Attributes:
         began: When the call was made: what was under way when the lane opened says nothing about a probe.
         failed: The provider was down, overloaded, unreachable.
-        malformed: An answer came that cannot be used as what was asked for.
-        refused: The model declined.
+        malformed: What came back was no answer: cut, garbled, the wrong thing.
+        unfit: A whole answer that does not fit what was asked for. May be the job's own fault, so only a rise of it counts.
+        refused: The model declined; as `unfit`.
         seconds: Of a whole answer; None when it must not be judged (it failed, or our own process was behind).
         output_tokens: Of that answer.
         first_token_s: Of a streamed answer.
@@ -141,6 +143,7 @@ class Seen:
     began: float
     failed: bool = False
     malformed: bool = False
+    unfit: bool = False
     refused: bool = False
     seconds: float | None = None
     output_tokens: int = 0
@@ -163,6 +166,8 @@ class Breaker:
         streak: Failures in a row; `bad_at`: the last one's time.
         slots: (number of the time slot, good, bad) of the window, oldest first.
         reason: Why it opened, for people.
+        is_worse: It opened for having become worse, not for failing.
+        first, speed, refusals, malformed: Its history.
     """
 
     state: State = "closed"
@@ -177,7 +182,7 @@ class Breaker:
     bad_at: float = 0.0
     slots: tuple[tuple[int, int, int], ...] = ()
     reason: str = ""
-    is_slow: bool = False
+    is_worse: bool = False
     first: Norm = field(default_factory=Norm)
     speed: Norm = field(default_factory=Norm)
     refusals: Share = field(default_factory=Share)
@@ -202,6 +207,9 @@ class Breaker:
             return cls()
 
 
+ANY_NUMBER: Final = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Outage:
     """Why a lane is not simply taken.
@@ -211,14 +219,20 @@ class Outage:
         wait_s: When to look again.
         age_s: How long the outage has lasted.
         spare: Calls that may be let through now all the same (probes, the ramp).
-        is_drained: By hand: nobody waits for its end who can go elsewhere.
+        spare_urgent: As `spare`, for work that must not wait and has another lane to go to.
+        is_drained: By hand, or the account is refused: nobody waits for its end who can go elsewhere.
     """
 
     reason: str
     wait_s: float
     age_s: float = 0.0
     spare: int = 0
+    spare_urgent: int = 0
     is_drained: bool = False
+
+    def blocks(self, *, urgent: bool) -> bool:
+        """Whether nothing more is let through now."""
+        return (self.spare_urgent if urgent else self.spare) <= 0
 
 
 def advance(breaker: Breaker, now: float) -> Breaker:
@@ -228,7 +242,7 @@ def advance(breaker: Breaker, now: float) -> Breaker:
     if breaker.state == "half_open" and breaker.issued > 0 and now >= breaker.issued_at + breaker.interval_s:
         return replace(breaker, since=now, issued=0)
     if breaker.state == "recovering" and now >= breaker.since + RAMP_S:
-        return replace(breaker, state="closed", since=now, issued=0, out_since=0.0, reason="", is_slow=False)
+        return replace(breaker, state="closed", since=now, issued=0, out_since=0.0, reason="", is_worse=False)
     return breaker
 
 
@@ -244,8 +258,7 @@ def observe(breaker: Breaker, seen: Seen, now: float, pace: Pace = LANE) -> Brea
     why = _why_open(breaker, seen, pace)
     if why is None:
         return breaker
-    slow = not is_bad
-    return _opened(breaker, now, pace, reason=why, is_slow=slow)
+    return _opened(breaker, now, pace, reason=why, is_worse=not is_bad)
 
 
 def _counted(breaker: Breaker, seen: Seen, now: float, *, is_bad: bool) -> Breaker:
@@ -269,7 +282,7 @@ def _counted(breaker: Breaker, seen: Seen, now: float, *, is_bad: bool) -> Break
         first=first,
         speed=speed,
         refusals=breaker.refusals if is_bad else breaker.refusals.after(seen.refused),
-        malformed=breaker.malformed if seen.failed else breaker.malformed.after(seen.malformed),
+        malformed=breaker.malformed if seen.failed else breaker.malformed.after(seen.malformed or seen.unfit),
     )
 
 
@@ -282,10 +295,9 @@ def _why_open(breaker: Breaker, seen: Seen, pace: Pace) -> str | None:
         # One unusable answer is an accident even where nothing else was asked; one "I am down" is not.
         if is_mostly_bad or (good == 0 and (seen.failed or bad >= FAILURES)):
             return f"{bad} of {good + bad} calls in {WINDOW_S:.0f} s failed; the last: {seen.why}"
-        if breaker.malformed.is_worse:
-            return (
-                f"{breaker.malformed.recent:.0%} of its answers cannot be used ({breaker.malformed.usual:.0%} is usual)"
-            )
+    if breaker.malformed.is_worse and (seen.malformed or seen.unfit):
+        return f"{breaker.malformed.recent:.0%} of its answers cannot be used ({breaker.malformed.usual:.0%} is usual)"
+    if seen.failed or seen.malformed:
         return None
     if breaker.refusals.is_worse:
         return f"it refuses {breaker.refusals.recent:.0%} of the work ({breaker.refusals.usual:.0%} is usual)"
@@ -301,20 +313,20 @@ def _why_open(breaker: Breaker, seen: Seen, pace: Pace) -> str | None:
 def _after_probe(breaker: Breaker, seen: Seen, now: float, pace: Pace, *, is_bad: bool) -> Breaker:
     if seen.began < breaker.opened_at:
         return breaker
-    if breaker.is_slow and not is_bad and now - breaker.out_since >= NEW_NORMAL_S:
+    if breaker.is_worse and not is_bad and now - breaker.out_since >= NEW_NORMAL_S:
         breaker = replace(breaker, first=Norm(), speed=Norm(), refusals=Share(), malformed=Share())
     is_slow = not is_bad and (
         (seen.first_token_s is not None and breaker.first.is_worse(_log(seen.first_token_s), _log(FIRST_TOKEN_FLOOR_S)))
         or (seen.seconds is not None and breaker.speed.is_worse(_pace_of(seen), _floor(seen)))
-        or (seen.refused and breaker.is_slow and breaker.refusals.count >= _ENOUGH)
+        or ((seen.refused or seen.unfit) and breaker.is_worse)
     )
     if is_bad or is_slow:
         why = f"the probe failed: {seen.why}" if is_bad else breaker.reason
-        return _opened(breaker, now, pace, reason=why, is_slow=breaker.is_slow and not is_bad)
+        return _opened(breaker, now, pace, reason=why, is_worse=breaker.is_worse and not is_bad)
     return replace(breaker, state="recovering", since=now, issued=0, issued_at=now, streak=0, slots=())
 
 
-def _opened(breaker: Breaker, now: float, pace: Pace, *, reason: str, is_slow: bool) -> Breaker:
+def _opened(breaker: Breaker, now: float, pace: Pace, *, reason: str, is_worse: bool) -> Breaker:
     is_fresh = breaker.state == "closed" and (breaker.interval_s == 0 or now - breaker.since >= CALM_S)
     interval_s = pace.first_s if is_fresh else min(pace.most_s, max(pace.first_s, 2 * breaker.interval_s))
     first, speed, refusals, malformed = breaker.first, breaker.speed, breaker.refusals, breaker.malformed
@@ -328,7 +340,7 @@ def _opened(breaker: Breaker, now: float, pace: Pace, *, reason: str, is_slow: b
         issued=0,
         out_since=breaker.out_since or now,
         reason=reason,
-        is_slow=is_slow,
+        is_worse=is_worse,
         # What opened it must not open it once more when it is back.
         first=replace(first, recent=first.mean),
         speed=replace(speed, recent=speed.mean),
@@ -352,7 +364,7 @@ def grant(breaker: Breaker, wanted: int, now: float, *, urgent: bool, pace: Pace
 def _spare(breaker: Breaker, now: float, pace: Pace, *, urgent: bool) -> int:
     match breaker.state:
         case "closed":
-            return 0 if urgent and is_suspect(breaker, now) else 1_000_000
+            return 0 if urgent and is_suspect(breaker, now) else ANY_NUMBER
         case "open":
             return 0
         case "half_open":
@@ -370,21 +382,26 @@ def is_suspect(breaker: Breaker, now: float) -> bool:
     return breaker.streak > 0 and now < breaker.bad_at + min(SUSPECT_MOST_S, 2.0**breaker.streak)
 
 
-def outage(breaker: Breaker, now: float, *, urgent: bool, pace: Pace = LANE) -> Outage | None:
+def outage(breaker: Breaker, now: float, pace: Pace = LANE) -> Outage | None:
     """Why the lane is not simply to be taken; None when it is."""
     breaker = advance(breaker, now)
-    spare = _spare(breaker, now, pace, urgent=urgent)
-    if breaker.state == "closed":
-        if spare:
-            return None
-        return Outage("its last call failed a moment ago", wait_s=1.0)
-    wait_s = {
-        "open": breaker.until - now,
-        "half_open": breaker.issued_at + breaker.interval_s - now if breaker.issued else 0.25,
-        "recovering": 0.25,
-    }[breaker.state]
-    how = {"open": "out of order", "half_open": "being probed", "recovering": "on its way back"}[breaker.state]
-    return Outage(f"{how}: {breaker.reason}", max(0.05, wait_s), now - breaker.out_since, spare)
+    spare = _spare(breaker, now, pace, urgent=False)
+    spare_urgent = _spare(breaker, now, pace, urgent=True)
+    age_s = now - breaker.out_since if breaker.out_since else 0.0
+    match breaker.state:
+        case "closed":
+            if spare_urgent:
+                return None
+            return Outage("its last call failed a moment ago", 1.0, spare=spare)
+        case "open":
+            how, wait_s = "out of order", breaker.until - now
+        case "half_open":
+            how = "being probed"
+            wait_s = breaker.issued_at + breaker.interval_s - now if breaker.issued else 0.25
+        case "recovering":
+            how, wait_s = "on its way back", 0.25
+    is_account = pace is ACCOUNT
+    return Outage(f"{how}: {breaker.reason}", max(0.05, wait_s), age_s, spare, spare_urgent, is_drained=is_account)
 
 
 def may_wait(*, priority: str, slack_s: float | None, outage_s: float) -> bool:
@@ -411,14 +428,36 @@ def detour(history: History, outages: Sequence[Outage | None], *, patient: bool)
     here = outages[history.index]
     assert here is not None  # the caller asks only then
     lane = history.route[history.index]
-    for index in range(history.index + 1, len(history.route)):
-        if outages[index] is not None:
-            continue
+    index = next_open(outages, history.index, urgent=not patient)
+    if index is not None:
         other = history.route[index]
-        if patient and not here.is_drained and other.estimate_usd > lane.estimate_usd:
-            break
-        return Reroute(index, f"{lane.model}: {here.reason} -> {other.model}")
+        if not patient or here.is_drained or other.estimate_usd <= lane.estimate_usd:
+            return Reroute(index, f"{lane.model}: {here.reason} -> {other.model}")
     return Wait(here.wait_s, f"{lane.model}: {here.reason}")
+
+
+def next_open(outages: Sequence[Outage | None], index: int, *, urgent: bool) -> int | None:
+    """The first candidate after `index` that lets calls through; None when there is none."""
+    for later in range(index + 1, len(outages)):
+        found = outages[later]
+        if found is None or not found.blocks(urgent=urgent):
+            return later
+    return None
+
+
+def wait_out(
+    decision: Decision, failure: ProviderError, here: Outage | None, *, patient: bool, delay_s: float
+) -> Decision:
+    """A fallback that a patient job does not make: its lane is out as a whole, and the call cost nothing.
+
+    Where the lane is otherwise well the job itself may be what fails, so it moves on; a call that may have been billed
+    counts as an attempt and moves on, too.
+    """
+    if not isinstance(decision, Reroute) or not isinstance(failure, Unavailable) or failure.billed is not False:
+        return decision
+    if here is None or here.is_drained or not patient or not here.blocks(urgent=False):
+        return decision
+    return Snooze(delay_s, f"{failure}; the job has time: later on the same lane, {here.reason}")
 
 
 def _log(seconds: float) -> float:

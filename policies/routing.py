@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from policies.catalog import Model
+from policies.health import Outage, may_wait, next_open
 from policies.policyfile import Plan, Policy
 from policies.pricing import PriceBook, estimate_tokens
-from waybill.contract import Candidate, Usage
+from waybill.contract import Candidate, Usage, lane_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Request:
         needs: `json_schema` and `labels`, where the answer must have a form.
         max_output_tokens: As the job asks, or None.
         slack_s: Seconds to the deadline, or None.
+        priority: `hi` or `lo`.
     """
 
     intent: str
@@ -33,6 +35,7 @@ class Request:
     needs: tuple[str, ...] = ()
     max_output_tokens: int | None = None
     slack_s: float | None = None
+    priority: str = "hi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,19 @@ class Snapshot:
     Attributes:
         off: Providers that are off, with the reason ("no ANTHROPIC_API_KEY").
         now: Time of the decision: prices depend on it.
+        providers: Those that are drained by hand or refuse our account.
+        lanes: Those that are not simply to be taken, by name.
     """
 
     off: Mapping[str, str]
     now: datetime
+    providers: Mapping[str, Outage] = field(default_factory=dict)
+    lanes: Mapping[str, Outage] = field(default_factory=dict)
+
+    def outage(self, candidate: Candidate) -> Outage | None:
+        """What stands against a lane now; None = nothing."""
+        lane = lane_name(candidate.provider, candidate.model, candidate.service)
+        return self.providers.get(candidate.provider) or self.lanes.get(lane)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +77,25 @@ class NoRoute:
     reason: str
 
 
-def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBook) -> Route | NoRoute:
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The job can be done, but not now: it stays in the queue. Seconds after which to ask again, and why."""
+
+    wait_s: float
+    reason: str
+
+
+def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBook) -> Route | NoRoute | Later:
     """Choose the candidates of a job.
 
     A pinned model is the only candidate. A local-only job sees local models only: a pin that is not local is refused,
-    never overruled. Otherwise the intent's chain, minus what cannot do the job, in order.
+    never overruled. Otherwise the intent's chain, minus what cannot do the job, in order. Lanes that are out come last;
+    a job with slack waits for a cheaper one that is out for a short while.
     """
+    if request.slack_s is not None and request.slack_s <= 0:
+        return NoRoute(
+            "deadline", f"the deadline passed {-request.slack_s:.1f} s before the job could be sent anywhere"
+        )
     plan = policy.plans.get(request.intent)
     if plan is None and request.model is None:
         return NoRoute(
@@ -96,7 +121,31 @@ def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBoo
     if not candidates:
         why = "; ".join(f"{model}: {obstacle}" for model, obstacle in passed_over.items()) or "no local model is known"
         return NoRoute("no_route", f"no model can take this job ({why})")
-    return Route(tuple(candidates), reason, passed_over)
+    return _around_outages(request, Route(tuple(candidates), reason, passed_over), snapshot)
+
+
+def _around_outages(request: Request, found: Route, snapshot: Snapshot) -> Route | Later:
+    """The route with a lane first that lets calls through, or Later."""
+    outages = [snapshot.outage(candidate) for candidate in found.candidates]
+    first = outages[0]
+    if first is None:
+        return found
+    patient = may_wait(priority=request.priority, slack_s=request.slack_s, outage_s=first.age_s)
+    other = next_open(outages, 0, urgent=not patient)
+    # With nowhere else to go even urgent work may be a probe.
+    if not first.blocks(urgent=not patient and other is not None):
+        return found
+    head = found.candidates[0]
+    if other is None:
+        return Later(min(outage.wait_s for outage in outages if outage is not None), f"{head.model} is {first.reason}")
+    taken = found.candidates[other]
+    if patient and not first.is_drained and taken.estimate_usd > head.estimate_usd:
+        return Later(first.wait_s, f"{head.model} is {first.reason}; the job has time, and {taken.model} costs more")
+    reason = f"{head.model} is {first.reason}; instead: {taken.reason}"
+    blocked = {model.model: outage.reason for model, outage in zip(found.candidates, outages, strict=True) if outage}
+    moved = replace(taken, reason=reason)
+    rest = found.candidates[other + 1 :]
+    return Route((moved, *rest, *found.candidates[:other]), reason, {**found.passed_over, **blocked})
 
 
 def _chain(request: Request, policy: Policy, plan: Plan | None) -> tuple[tuple[str, ...], str]:

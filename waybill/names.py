@@ -49,6 +49,9 @@ EPOCH_KEY: Final = f"{REDIS_PREFIX}epoch"
 QUARANTINE_KEY: Final = f"{REDIS_PREFIX}quarantine"
 """List, newest first: entries of queues that are no doorbells, with the reason (workers/guard.py)."""
 
+HEALTH_KEY: Final = f"{REDIS_PREFIX}health"
+"""Hash: breakers by lane (`provider/model/service`) and by account (`provider@account`), as policies/health.py writes them."""
+
 LIMIT_PREFIX: Final = f"{REDIS_PREFIX}limit:"
 """Keys of the limiter, one group for each account and class of models (workers/limiter.lua)."""
 LIMIT_LANES_KEY: Final = f"{REDIS_PREFIX}limit-lanes"

@@ -69,10 +69,18 @@ class Settings(BaseModel):
     drain_s: float = Field(default=45, ge=0)
     """On SIGTERM: how long a worker waits for its calls before handing the rest back."""
     max_payload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    providers: str | None = Field(default=None, pattern=r"^(anthropic|openai|local)(,(anthropic|openai|local))*$")
+    """Providers that have workers, with commas, for a dispatcher on another machine; None = those it could serve itself."""
+    heartbeat_file: Path | None = None
+    """Written every 5 s by worker, dispatcher and control, read by `waybill probe`; None = none."""
+    flower_address: str = "127.0.0.1"
+    """0.0.0.0 in a pod, where a NetworkPolicy stands before it."""
     flower_port: int = Field(default=5555, ge=0, le=65535)
     flower_user: str = "waybill"
     flower_password: SecretStr | None = None
     """None = a random one is made and printed once by `waybill up`."""
+    dev: bool = False
+    """A machine of one's own: Redis may be open to everybody."""
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
     @classmethod

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from policies.limits import SLEEP_MAX_S, Verdict, turned_away
@@ -41,12 +42,15 @@ def is_limited(attempt: Attempt) -> bool:
     return attempt.call is not None and attempt.decision is None and attempt.candidate.provider != "local"
 
 
-async def admit(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
+Refused = tuple["Attempt", Verdict, LimitLane | None]
+"""Who was not admitted, why, and the lane to wait for; None = the limiter is away."""
+
+
+async def admit(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], list[Refused]]:
     """Reserve for a chunk.
 
     Returns:
-        The attempts that go on (with a grant, or with a decision that moves them elsewhere), and what became of the others
-        by job id.
+        The attempts that go on (with a grant, or with a decision that moves them elsewhere), and those to be parked.
     """
     going = [attempt for attempt in attempts if not is_limited(attempt)]
     asking = [attempt for attempt in attempts if is_limited(attempt)]
@@ -61,7 +65,7 @@ async def admit(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Att
             break
         asking = [attempt for attempt, _, _ in refused]
         await asyncio.sleep(max(0.01, min(v.wait_s for _, v, _ in refused)))
-    return going, await _park(runtime, [(attempt, lane) for attempt, _, lane in refused])
+    return going, refused
 
 
 def _by_lane(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
@@ -72,16 +76,14 @@ def _by_lane(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
     return list(groups.values())
 
 
-async def _reserve(runtime: Runtime, group: Sequence[Attempt]) -> list[tuple[Attempt, Verdict, LimitLane | None]]:
-    """Ask for one lane's attempts, account after account, the one with most left first. Returns who was refused.
-
-    The lane that comes with a refusal is the one to wait for; None = the limiter is away.
-    """
+async def _reserve(runtime: Runtime, group: Sequence[Attempt]) -> list[Refused]:
+    """Ask for one lane's attempts, account after account, the one with most left first."""
     candidate = group[0].candidate
     is_batch = group[0].priority == "lo"
     asking = {attempt.job_id: attempt for attempt in group}
     best: dict[str, tuple[Verdict, LimitLane]] = {}
-    for account in runtime.by_headroom(candidate.provider, candidate.model):
+    accounts = runtime.by_headroom(candidate.provider, candidate.model)
+    for account in accounts:
         lane = runtime.limiter.lane(candidate.provider, account, candidate.model)
         wanted = [_wanted(runtime, attempt) for attempt in asking.values()]
         try:
@@ -98,17 +100,29 @@ async def _reserve(runtime: Runtime, group: Sequence[Attempt]) -> list[tuple[Att
                 del asking[want.job_id]
             elif want.job_id not in best or verdict.wait_us < best[want.job_id][0].wait_us:
                 best[want.job_id] = (verdict, lane)
+        if len(accounts) > 1:
+            await _release_promises(runtime, group, account, accounts)
         if not asking:
             return []
-    refused: list[tuple[Attempt, Verdict, LimitLane | None]] = []
+    refused: list[Refused] = []
     for job_id, attempt in asking.items():
         if job_id not in best:
-            refused.append((attempt, Verdict("blocked"), None))
+            refused.append((attempt, Verdict("blocked", int(_AWAY_S * 1e6)), None))
             continue
         verdict, lane = best[job_id]
         attempt.decision = turned_away(verdict, attempt.history, is_batch=is_batch, jitter=random.random())
         refused.append((attempt, verdict, lane))
     return refused
+
+
+async def _release_promises(runtime: Runtime, group: Sequence[Attempt], account: str, accounts: Sequence[str]) -> None:
+    """Jobs that one account admitted may have been woken for another one: that promise must not hold others up."""
+    candidate = group[0].candidate
+    admitted = [attempt.job_id for attempt in group if attempt.grant is not None and attempt.account == account]
+    for other in accounts:
+        if other != account:
+            with suppress(LimiterAway):
+                await runtime.limiter.forget(runtime.limiter.lane(candidate.provider, other, candidate.model), admitted)
 
 
 def _wanted(runtime: Runtime, attempt: Attempt) -> Wanted:
@@ -123,18 +137,21 @@ def _wanted(runtime: Runtime, attempt: Attempt) -> Wanted:
     return Wanted(attempt.job_id, attempt.number, need, attempt.job.tenant)
 
 
-async def _park(runtime: Runtime, parked: Sequence[tuple[Attempt, LimitLane | None]]) -> dict[str, str]:
-    """Undo the claims and let the jobs stand in line."""
+async def park(runtime: Runtime, parked: Sequence[Refused]) -> dict[str, str]:
+    """Undo the claims and let the jobs stand in line. Returns what became of them, by job id."""
     if not parked:
         return {}
-    attempts = {attempt.job_id: (attempt, lane) for attempt, lane in parked}
+    if runtime.settings.limiter_scope == "process":
+        # Another process would be woken than the one that has the quota: each job asks again after its own wait.
+        parked = [(attempt, verdict, None) for attempt, verdict, _ in parked]
+    attempts = {attempt.job_id: (attempt, lane) for attempt, _, lane in parked}
     rows = await runtime.ledger.fetch_patiently(
         queries.PARK,
         {
             "ids": list(attempts),
-            "tokens": [attempt.token for attempt, _ in parked],
-            "numbers": [attempt.number for attempt, _ in parked],
-            "delays": [_patrol_s(attempt, lane) for attempt, lane in parked],
+            "tokens": [attempt.token for attempt, _, _ in parked],
+            "numbers": [attempt.number for attempt, _, _ in parked],
+            "delays": [_patrol_s(attempt, verdict, lane) for attempt, verdict, lane in parked],
         },
     )
     states = {row["id"]: JobState(row["state"]) for row in rows}
@@ -153,9 +170,11 @@ async def _park(runtime: Runtime, parked: Sequence[tuple[Attempt, LimitLane | No
     return {job_id: f"{state.value} {attempts[job_id][0].candidate.model} (quota)" for job_id, state in states.items()}
 
 
-def _patrol_s(attempt: Attempt, lane: LimitLane | None) -> float:
+def _patrol_s(attempt: Attempt, verdict: Verdict, lane: LimitLane | None) -> float:
+    """When a parked job asks again by itself. From a line it is woken earlier."""
     in_line_s = _PATROL_BATCH_S if attempt.priority == "lo" else _PATROL_INTERACTIVE_S
-    wait_s = (_AWAY_S if lane is None else in_line_s) * (1 + 0.5 * random.random())
+    alone_s = max(verdict.wait_s, SLEEP_MAX_S)
+    wait_s = (alone_s if lane is None else in_line_s) * (1 + 0.5 * random.random())
     # At its deadline a job must hear that it is too late, wherever it stands.
     slack_s = attempt.history.slack_s
     return wait_s if slack_s is None else min(wait_s, max(0.05, slack_s))

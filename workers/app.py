@@ -17,7 +17,9 @@ from waybill.settings import Settings
 from workers.dispatch import dispatch
 from workers.execute import execute
 from workers.guard import TRANSPORT
+from workers.heartbeat import watch
 from workers.pool import AsyncPool, async_task
+from workers.preflight import check_services
 from workers.runtime import Runtime, load_policy
 from workers.telemetry import configure, emit
 
@@ -39,16 +41,22 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         app.conf.broker_transport = TRANSPORT
     runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
     app.lifespan = runtime
+    if settings.heartbeat_file is not None:
+        watch(app, runtime, settings.heartbeat_file)
     async_task(app, DISPATCH_TASK, functools.partial(dispatch, runtime))
     async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
     return app
 
 
 def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurrency: int | None = None) -> int:
-    """Run a worker process until SIGTERM or SIGINT; returns its exit code."""
+    """Run a worker process until SIGTERM or SIGINT; returns its exit code.
+
+    Raises:
+        ConfigError: A service, a queue or the policy is not fit to be used.
+    """
     configure(settings.log_level)
-    settings.require_database_url()
     app = make_app(settings, queues)
+    check_services(settings)
     limit = concurrency or settings.concurrency
     worker = app.Worker(
         hostname=f"{name}@{os.uname().nodename}",

@@ -17,10 +17,12 @@ from waybill.errors import LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
+from waybill.probe import beating
 from waybill.settings import Settings
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
 from workers.limiter import LimiterAway, Pump
+from workers.preflight import check_services
 from workers.telemetry import configure, emit
 
 if TYPE_CHECKING:
@@ -103,6 +105,12 @@ class Control:
         if self._away_since is not None:
             emit("service.back", service="all", seconds_s=time.monotonic() - self._away_since)
             self._away_since = None
+
+    def obstacle(self) -> str | None:
+        """What keeps the housekeeping from being done; None = it is done."""
+        if self._away_since is None:
+            return None
+        return f"ledger or Redis away for {time.monotonic() - self._away_since:.0f} s"
 
     async def release(self) -> None:
         """Parked jobs whose time has come go back to their queue."""
@@ -196,8 +204,13 @@ def _provider_queues() -> list[str]:
 
 
 def run_control(settings: Settings) -> int:
-    """Run housekeeping until SIGTERM or SIGINT; returns the exit code."""
+    """Run housekeeping until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        ConfigError: A service is not fit to be used.
+    """
     configure(settings.log_level)
+    check_services(settings)
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -205,7 +218,9 @@ def run_control(settings: Settings) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         emit("worker.ready", queues="-", concurrency=0)
-        await Control(settings).run(stop)
+        housekeeping = Control(settings)
+        async with beating(settings.heartbeat_file, housekeeping.obstacle):
+            await housekeeping.run(stop)
 
     asyncio.run(main())
     return 0

@@ -1,113 +1,301 @@
-"""The dispatcher: loads a chunk of queued jobs, asks the routing policy, records the decisions, rings the provider queues."""
+"""The dispatcher: takes queued jobs in turns, asks the routing policy, records the decisions, rings the provider queues.
+
+A doorbell says only that there is work. What is taken is decided here: interactive before batch, tenants in turn, and never
+more than `WINDOW` jobs of a provider and class on their way to a worker; the rest stays `queued` in the ledger, where a
+newcomer can still go ahead of it, a pause costs nothing and an outage is waited out. Because it also looks by itself, a
+doorbell that was lost delays a job by `LOOK_EVERY_S` at most. docs/decisions/0007-health-and-fairness.md has the figures.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
-from policies.routing import NoRoute, Request, Route, Snapshot, route
+from policies.fairness import Line, Turns
+from policies.health import Outage
+from policies.routing import Later, NoRoute, Request, Route, Snapshot, route
 from waybill.broker import execute_doorbells
-from waybill.contract import Candidate
-from waybill.ledger import queries
+from waybill.contract import Candidate, lane_name
+from waybill.errors import LedgerUnavailable
+from waybill.ledger import oncall, queries, turns
+from waybill.names import CLASSES, PROVIDERS
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
 from workers.runtime import Runtime
 from workers.telemetry import emit
 
+WINDOW: Final = 200
+"""Jobs of one provider and class that wait for a claim: two ticks' worth at 1,000 jobs a second."""
+REFILL: Final = 50
+"""A window is not filled up by less than this while more work waits, so that messages stay full."""
+TICK_S: Final = 0.1
+LOOK_EVERY_S: Final = 1.0
+BATCH: Final = 200
+"""Jobs routed in one statement."""
+RECOVERY_S: Final = 8.0
+"""Parked jobs of a lane that is back ask again within this time."""
 
-async def dispatch(runtime: Runtime, job_ids: Sequence[str]) -> str:
-    """Route up to 100 jobs. Jobs that are no longer queued are left alone, so a repeated doorbell does nothing.
 
-    Returns:
-        A line for Flower.
+@dataclass(slots=True)
+class _Shift:
+    """One look at the queued jobs of a class.
+
+    Attributes:
+        lines: Those that may still have work, with their tenants' weights.
+        room: Jobs that may still be sent, by provider.
+        full: Kinds of work (a line without its tenant and run) whose way is full or out for now.
     """
-    began = time.monotonic()
-    rows = await runtime.ledger.fetch_patiently(queries.LOAD_QUEUED, {"ids": list(job_ids)}, give_up=runtime.draining)
-    snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC))
-    routed: dict[str, Route] = {}
-    refused: dict[str, NoRoute] = {}
-    by_id = {row["id"]: dict(row) for row in rows}
-    for job_id, row in by_id.items():
-        request = Request(
-            intent=row["intent"],
-            payload_bytes=row["payload_bytes"],
-            model=row["model"],
-            local_only=row["local_only"],
-            needs=tuple(row["needs"] or ()),
-            max_output_tokens=row["max_output_tokens"],
-            slack_s=row["slack_s"],
-        )
-        match route(request, runtime.policy, snapshot, runtime.prices):
-            case Route() as found:
-                routed[job_id] = found
-            case NoRoute() as nothing:
-                refused[job_id] = nothing
-    await _record_and_ring(runtime, routed, by_id)
-    await _refuse(runtime, refused)
-    if rows:
-        emit(
-            "chunk.dispatched",
-            jobs=len(job_ids),
-            routed=len(routed),
-            refused=len(refused),
-            seconds_s=time.monotonic() - began,
-        )
-    return f"{len(routed)} routed, {len(refused)} refused"
+
+    lines: dict[Line, int]
+    room: dict[str, int]
+    full: set[str] = field(default_factory=set)
 
 
-async def _record_and_ring(runtime: Runtime, routed: dict[str, Route], rows: Mapping[str, Mapping[str, Any]]) -> None:
-    if not routed:
-        return
-    crash_point("before_route")
-    moved = await runtime.ledger.fetch_patiently(
-        queries.ROUTE,
-        {
-            "ids": list(routed),
-            "providers": [found.candidates[0].provider for found in routed.values()],
-            "routes": [_route_json(found.candidates) for found in routed.values()],
-            "reasons": [found.reason for found in routed.values()],
-            "details": [json.dumps({"passed_over": dict(found.passed_over)}) for found in routed.values()],
-            "policy": runtime.policy.version,
-        },
-        give_up=runtime.draining,
-    )
-    crash_point("after_route")
-    first = {row["id"]: routed[row["id"]].candidates[0] for row in moved}
-    await runtime.ring(
-        execute_doorbells(
-            (job_id, candidate.provider, rows[job_id]["priority"], rows[job_id]["intent"], candidate.model)
-            for job_id, candidate in first.items()
+class Dispatcher:
+    """One per process; belongs to its event loop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._turns = {klass: Turns() for klass in CLASSES}
+        self._after: dict[str, Line] = dict.fromkeys(CLASSES, ("", ""))
+        self._lock = asyncio.Lock()
+        self._begun = 0
+        self._is_behind = False
+        """Whether the last look left jobs queued that could be sent later."""
+
+    async def hear(self, job_ids: Sequence[str]) -> str:
+        """The dispatcher's task: a doorbell rang. Which jobs it names is a hint for people; the ledger decides.
+
+        Returns:
+            A line for Flower.
+        """
+        heard = self._begun
+        async with self._lock:
+            if self._begun > heard:
+                return f"{len(job_ids)} jobs, seen by a look that began after the bell"
+            routed, refused = await self._look()
+        return f"{routed} routed, {refused} refused"
+
+    async def look_by_itself(self) -> None:
+        """Until cancelled: go on with what is queued as windows get room, and find what no doorbell told of."""
+        self._runtime.health.on_recovery = self._let_go
+        looked = 0.0
+        while True:
+            if self._is_behind or time.monotonic() - looked >= LOOK_EVERY_S:
+                looked = time.monotonic()
+                try:
+                    async with self._lock:
+                        await self._look()
+                except LedgerUnavailable as exc:
+                    emit("service.away", service="ledger", error=str(exc))
+                    await asyncio.sleep(0.5)
+            await asyncio.sleep(TICK_S)
+
+    async def _let_go(self, name: str) -> None:
+        """A lane or account is back."""
+        provider, _, rest = name.partition("/")
+        params = {"provider": provider, "model": rest.rpartition("/")[0], "within_s": RECOVERY_S}
+        if not rest:
+            params = {"provider": name.partition("@")[0], "model": None, "within_s": RECOVERY_S}
+        rows = await self._runtime.ledger.fetch_patiently(oncall.LET_GO, params, give_up=self._runtime.draining)
+        if rows:
+            emit("jobs.released", jobs=len(rows))
+
+    async def _look(self) -> tuple[int, int]:
+        """Send what may be sent now. Returns how many were routed and refused."""
+        self._begun += 1
+        began = time.monotonic()
+        self._is_behind = False
+        routed = refused = 0
+        for klass in CLASSES:
+            shift = await self._begin(klass)
+            while shift is not None:
+                rows = await self._next_jobs(klass, shift)
+                if not rows:
+                    break
+                counts = await self._send(klass, shift, rows)
+                routed, refused = routed + counts[0], refused + counts[1]
+        if routed or refused:
+            emit("chunk.dispatched", jobs=routed, routed=routed, refused=refused, seconds_s=time.monotonic() - began)
+        return routed, refused
+
+    async def _begin(self, klass: str) -> _Shift | None:
+        found = await self._fetch(
+            turns.LINES,
+            {"priority": klass, "after_tenant": self._after[klass][0], "after_line": self._after[klass][1]},
         )
+        last = found[-1] if len(found) == turns.MOST_LINES else None
+        if self._after[klass] != ("", "") and last is None:
+            self._is_behind = True  # the lines before the place where this look began
+        self._after[klass] = (last["tenant"], last["line"]) if last is not None else ("", "")
+        for row in found:
+            if row["run_state"] == "cancelled":
+                await self._fetch(oncall.CANCEL_RUN, {"run_id": row["line"].partition(" ")[0]})
+        lines = {
+            (row["tenant"], row["line"]): row["weight"]
+            for row in found
+            if row["run_state"] == "open" and not row["is_paused"]
+        }
+        if not lines:
+            return None
+        room = dict.fromkeys(PROVIDERS, WINDOW)
+        for row in await self._fetch(turns.ON_THEIR_WAY, {}):
+            if row["priority"] == klass and row["provider"] in room:
+                room[row["provider"]] -= row["jobs"]
+        shift = _Shift(lines, {name: left if left >= REFILL else 0 for name, left in room.items()})
+        if not any(shift.room.values()):
+            self._is_behind = True
+            return None
+        return shift
+
+    async def _next_jobs(self, klass: str, shift: _Shift) -> list[dict[str, Any]]:
+        """Jobs in the order of their turns; lines without any more are taken off the shift."""
+        waiting = [line for line in shift.lines if _kind(line[1]) not in shift.full]
+        seats = min(BATCH, max(shift.room.values()))
+        weights = {line[0]: weight for line, weight in shift.lines.items()}
+        order = self._turns[klass].share_out(waiting, weights, seats)
+        if not order:
+            return []
+        counts = Counter(order)
+        rows = await self._fetch(
+            turns.NEXT,
+            {
+                "priority": klass,
+                "tenants": [tenant for tenant, _ in counts],
+                "lines": [line for _, line in counts],
+                "counts": list(counts.values()),
+            },
+        )
+        jobs: dict[Line, list[dict[str, Any]]] = {line: [] for line in counts}
+        for row in rows:
+            jobs[row["tenant"], row["line"]].append(dict(row))
+        for line, count in counts.items():
+            jobs[line].reverse()
+            if len(jobs[line]) < count:
+                self._turns[klass].hand_back(line, count - len(jobs[line]), weights)
+                del shift.lines[line]
+        return [jobs[line].pop() for line in order if jobs[line]]
+
+    async def _send(self, klass: str, shift: _Shift, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        runtime = self._runtime
+        lanes = runtime.health.lane_outages()
+        providers = {name: out for name in PROVIDERS if (out := runtime.health.provider_outage(name)) is not None}
+        snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes)
+        routed: dict[str, Route] = {}
+        refused: dict[str, NoRoute] = {}
+        by_id = {row["id"]: row for row in rows}
+        for job_id, row in by_id.items():
+            if _kind(row["line"]) in shift.full:
+                self._put_back(klass, shift, row)
+                continue
+            found = route(_request(row), runtime.policy, snapshot, runtime.prices)
+            if isinstance(found, NoRoute):
+                refused[job_id] = found
+                continue
+            if isinstance(found, Later) or shift.room[found.candidates[0].provider] <= 0:
+                shift.full.add(_kind(row["line"]))
+                self._put_back(klass, shift, row)
+                continue
+            routed[job_id] = found
+            head = found.candidates[0]
+            shift.room[head.provider] -= 1
+            _use_up(lanes, head)
+            _use_up(providers, head)
+        await self._record_and_ring(routed, by_id)
+        await self._refuse(refused)
+        return len(routed), len(refused)
+
+    def _put_back(self, klass: str, shift: _Shift, row: Mapping[str, Any]) -> None:
+        """The job stays queued and its tenant keeps its turn."""
+        self._is_behind = True
+        line = (row["tenant"], row["line"])
+        self._turns[klass].hand_back(line, 1, {line[0]: shift.lines.get(line, 1)})
+
+    async def _fetch(self, sql: str, params: Mapping[str, Any]) -> Sequence[Any]:
+        return await self._runtime.ledger.fetch_patiently(sql, params, give_up=self._runtime.draining)
+
+    async def _record_and_ring(self, routed: Mapping[str, Route], rows: Mapping[str, Mapping[str, Any]]) -> None:
+        if not routed:
+            return
+        crash_point("before_route")
+        moved = await self._fetch(
+            queries.ROUTE,
+            {
+                "ids": list(routed),
+                "providers": [found.candidates[0].provider for found in routed.values()],
+                "routes": [_route_json(found.candidates) for found in routed.values()],
+                "reasons": [found.reason for found in routed.values()],
+                "details": [json.dumps({"passed_over": dict(found.passed_over)}) for found in routed.values()],
+                "policy": self._runtime.policy.version,
+            },
+        )
+        crash_point("after_route")
+        moved_ids = {row["id"] for row in moved}
+        first = {job_id: found.candidates[0] for job_id, found in routed.items() if job_id in moved_ids}
+        await self._runtime.ring(
+            execute_doorbells(
+                (job_id, candidate.provider, rows[job_id]["priority"], rows[job_id]["intent"], candidate.model)
+                for job_id, candidate in first.items()
+            )
+        )
+
+    async def _refuse(self, refused: Mapping[str, NoRoute]) -> None:
+        if not refused:
+            return
+        moved = await self._fetch(
+            queries.REFUSE,
+            {
+                "ids": list(refused),
+                "codes": [nothing.code for nothing in refused.values()],
+                "errors": [nothing.reason for nothing in refused.values()],
+                "policy": self._runtime.policy.version,
+            },
+        )
+        for row in moved:
+            why = refused[row["id"]]
+            emit("job.failed", job=row["id"], attempt=0, code=why.code, reason=why.reason)
+        from redis.exceptions import RedisError
+
+        ids = [row["id"] for row in moved]
+        try:
+            await publish_end(self._runtime.redis, ids, ids)
+        except (RedisError, OSError) as exc:
+            emit("service.away", service="redis", error=str(exc))
+
+
+def _kind(line: str) -> str:
+    """What decides where jobs of a line go: intent, local-only, pinned model."""
+    return line.partition(" ")[2]
+
+
+def _request(row: Mapping[str, Any]) -> Request:
+    return Request(
+        intent=row["intent"],
+        payload_bytes=row["payload_bytes"],
+        model=row["model"],
+        local_only=row["local_only"],
+        needs=tuple(row["needs"] or ()),
+        max_output_tokens=row["max_output_tokens"],
+        slack_s=row["slack_s"],
+        priority=row["priority"],
     )
+
+
+def _use_up(outages: dict[str, Outage], head: Candidate) -> None:
+    """One of the calls that a lane or provider lets through now is on its way."""
+    for name in (head.provider, lane_name(head.provider, head.model, head.service)):
+        out = outages.get(name)
+        if out is not None:
+            outages[name] = replace(out, spare=out.spare - 1, spare_urgent=out.spare_urgent - 1)
 
 
 @lru_cache(maxsize=4096)
 def _route_json(candidates: tuple[Candidate, ...]) -> str:
     return json.dumps([candidate.as_json() for candidate in candidates])
-
-
-async def _refuse(runtime: Runtime, refused: dict[str, NoRoute]) -> None:
-    if not refused:
-        return
-    moved = await runtime.ledger.fetch_patiently(
-        queries.REFUSE,
-        {
-            "ids": list(refused),
-            "codes": [nothing.code for nothing in refused.values()],
-            "errors": [nothing.reason for nothing in refused.values()],
-            "policy": runtime.policy.version,
-        },
-        give_up=runtime.draining,
-    )
-    for row in moved:
-        emit("job.failed", job=row["id"], attempt=0, code=refused[row["id"]].code, reason=refused[row["id"]].reason)
-    from redis.exceptions import RedisError
-
-    try:
-        await publish_end(runtime.redis, [row["id"] for row in moved], [row["id"] for row in moved])
-    except (RedisError, OSError) as exc:
-        emit("service.away", service="redis", error=str(exc))

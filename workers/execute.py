@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -30,13 +31,15 @@ from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState,
 from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
-from workers.admission import admit, give_back
+from workers.admission import admit, give_back, park
 from workers.crashpoint import crash_point
 from workers.limiter import Grant
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
 from workers.writer import Settlement, printable
+
+log = logging.getLogger("waybill.execute")
 
 # Tiers as the providers name them -> our service. Unknown tiers have no price, so their attempts become `unpriced`.
 _SERVICE_OF_TIER = {
@@ -123,8 +126,11 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
     for attempt in attempts:
         prepare(runtime, attempt)
-    going, parked = await admit(runtime, attempts)
+    going, refused = await admit(runtime, attempts)
+    # Who is admitted does not wait until the others are parked.
+    parking = asyncio.ensure_future(park(runtime, refused))
     told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
+    parked = await parking
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
     return parked | dict(zip((a.job_id for a in going), told, strict=True))
 
@@ -198,7 +204,11 @@ async def _steps(runtime: Runtime, attempt: Attempt) -> str:
         await call(runtime, attempt)
     give_back(runtime, attempt)
     price(runtime, attempt)
-    assess(attempt)
+    try:
+        assess(attempt)
+    except Exception as exc:  # a bug in a policy: the call is paid, so its cost is stored before anything else
+        log.exception("job %s: the answer cannot be judged", attempt.job_id)
+        attempt.decision = GiveUp("internal_error", f"a bug stopped the judging of the answer: {type(exc).__name__}")
     # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
     attempt.settling = asyncio.ensure_future(settle(runtime, attempt))
     return await asyncio.shield(attempt.settling)

@@ -23,7 +23,7 @@ def run_flower(settings: Settings) -> None:
     app.start(
         argv=[
             "flower",
-            "--address=127.0.0.1",
+            f"--address={settings.flower_address}",
             f"--port={settings.flower_port}",
             "--read_only=True",
             "--max_tasks=5000",

@@ -338,6 +338,15 @@ class Limiter:
         await run_script(self._line, lane, "wait", {"batch": is_batch, "jobs": jobs})
         await self._plainly("HSET", LIMIT_LANES_KEY, json.dumps([lane.name, lane.keys, lane.config]), time.time())
 
+    async def forget(self, lane: LimitLane, jobs: Sequence[str]) -> None:
+        """Jobs that were woken for this lane need nothing of it any more.
+
+        Raises:
+            LimiterAway: Redis does not answer; the promise ends by itself after ten seconds.
+        """
+        if jobs:
+            await self._plainly("HDEL", lane.keys[4], *jobs)
+
     async def _plainly(self, *command: Any) -> Any:
         from redis.exceptions import ResponseError
 

@@ -21,7 +21,7 @@ from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.settings import Settings
 from workers.limiter import TIMEOUT_S, Limiter, account_name
-from workers.providers.registry import available, make_provider
+from workers.providers.registry import available, make_provider, without_workers
 from workers.telemetry import emit
 from workers.writer import Writer
 
@@ -126,6 +126,8 @@ class Runtime:
         self.writer = Writer(self.ledger)
         self.writer.start()
         self.off = {name: why for name, why in available(self.settings, self.policy).items() if why is not None}
+        if not self.provider_names and self.settings.providers is not None:
+            self.off = without_workers(self.settings.providers.split(","))
         for name in self.provider_names:
             if name in self.off:
                 emit("provider.off", provider=name, reason=self.off[name])

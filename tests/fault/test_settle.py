@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from policies.fallback import History
 from policies.policyfile import parse
 from policies.pricing import PriceBook
@@ -30,6 +32,13 @@ class SlowWriter:
         return settlement.state
 
 
+class AwayRedis:
+    """Redis that does not answer: nobody hears of the end, which is a hint only."""
+
+    def pipeline(self, **_: object) -> None:
+        raise ConnectionError
+
+
 class Answering:
     """A provider with one answer."""
 
@@ -37,9 +46,9 @@ class Answering:
         return Answer("Done.", Stop.COMPLETE, Usage(input_tokens=10, output_tokens=5), "claude-sonnet-5-5")
 
 
-async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attempt() -> None:
+def world(writer: SlowWriter) -> tuple[Any, Attempt]:
+    """What an attempt needs around it, and a claimed attempt that is ready to be called."""
     policy = parse(SHIPPED_POLICY.read_text(), "default.toml")
-    writer = SlowWriter()
     route = (Candidate("anthropic", "claude-sonnet-5-5", "interactive", "test"),)
     settings = SimpleNamespace(call_timeout_s=5.0, idle_timeout_s=5.0)
     runtime: Any = SimpleNamespace(
@@ -48,7 +57,7 @@ async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attemp
         writer=writer,
         settings=settings,
         leases={},
-        redis=None,
+        redis=AwayRedis(),
         lane=lambda _: Lane(asyncio.Semaphore(1)),
         provider=lambda *_: Answering(),
     )
@@ -67,6 +76,12 @@ async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attemp
         started_at=datetime(2026, 11, 23, tzinfo=UTC),
     )
     prepare(runtime, attempt)
+    return runtime, attempt
+
+
+async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attempt() -> None:
+    writer = SlowWriter()
+    runtime, attempt = world(writer)
 
     running = asyncio.ensure_future(_leased(runtime, attempt))
     while not writer.taken:
@@ -79,3 +94,20 @@ async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attemp
 
     assert [one.state for one in writer.taken] == [JobState.SUCCEEDED]
     assert told
+
+
+async def test_a_bug_in_judging_does_not_lose_what_the_call_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("workers.execute.judge", broken)
+    writer = SlowWriter()
+    writer.let_go.set()
+    runtime, attempt = world(writer)
+
+    await _leased(runtime, attempt)
+
+    [stored] = writer.taken
+    assert (stored.state, stored.error_code) == (JobState.FAILED, "internal_error")
+    assert stored.cost_usd is not None
+    assert stored.cost_usd > 0

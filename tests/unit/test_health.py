@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies import health
-from policies.fallback import History, Reroute
-from policies.health import Breaker, Outage, Seen, Wait, advance, detour, grant, may_wait, observe, outage
+from policies.fallback import History, Reroute, Snooze
+from policies.health import Breaker, Outage, Seen, Wait, advance, detour, grant, may_wait, observe, outage, wait_out
 from waybill.contract import Candidate
+from waybill.errors import Unavailable
 
 LONG_AGO = -1e9
 
@@ -45,16 +46,20 @@ def test_a_single_failure_among_successes_opens_nothing() -> None:
     breaker = observe(busy(), failed(), 1000.0)
 
     assert breaker.state == "closed"
-    assert outage(breaker, 1000.0, urgent=False) is None
+    found = outage(breaker, 1000.0)
+    assert found is not None
+    assert not found.blocks(urgent=False)
 
 
 def test_urgent_work_leaves_a_lane_alone_whose_last_call_failed_until_one_succeeds() -> None:
     breaker = observe(busy(), failed(), 1000.0)
 
-    assert outage(breaker, 1001.0, urgent=True) is not None
+    found = outage(breaker, 1001.0)
+    assert found is not None
+    assert found.blocks(urgent=True)
     assert grant(breaker, 1, 1001.0, urgent=True)[1] == 0
-    assert outage(breaker, 1002.5, urgent=True) is None
-    assert outage(observe(breaker, answered(), 1000.1), 1000.2, urgent=True) is None
+    assert outage(breaker, 1002.5) is None
+    assert outage(observe(breaker, answered(), 1000.1), 1000.2) is None
 
 
 def test_five_failures_that_are_half_of_the_window_open_it() -> None:
@@ -189,7 +194,7 @@ def test_a_slow_probe_is_a_failed_probe_until_slow_is_the_new_normal() -> None:
     assert probe(breaker, breaker.until + 1).state == "recovering"
 
 
-@pytest.mark.parametrize("what", ["refused", "malformed"])
+@pytest.mark.parametrize("what", ["refused", "malformed", "unfit"])
 def test_rising_refusals_or_unusable_answers_open_it_and_usual_ones_do_not(what: str) -> None:
     breaker = habitual = busy(answers=200)
     for n in range(100):
@@ -205,6 +210,14 @@ def test_rising_refusals_or_unusable_answers_open_it_and_usual_ones_do_not(what:
 
 def candidate(model: str, usd: str) -> Candidate:
     return Candidate("anthropic", model, "interactive", "r", Decimal(usd))
+
+
+def test_one_submitters_impossible_jobs_do_not_close_a_quiet_lane_to_everybody() -> None:
+    breaker = Breaker()
+    for n in range(20):
+        breaker = observe(breaker, Seen(LONG_AGO, unfit=True), 1000.0 + n)
+
+    assert breaker.state == "closed"
 
 
 HISTORY = History(
@@ -225,6 +238,21 @@ def test_patient_work_moves_where_it_costs_no_more_or_where_waiting_has_no_end()
     assert isinstance(detour(HISTORY, [OUT, OUT, None], patient=True), Reroute)
     drained = Outage("drained", 1.0, is_drained=True)
     assert isinstance(detour(HISTORY, [drained, None, None], patient=True), Reroute)
+
+
+def test_a_patient_job_comes_back_to_a_lane_that_is_out_and_leaves_one_that_is_well() -> None:
+    down, fallback = Unavailable("529", code="overloaded"), Reroute(1, "529 -> luna")
+    lost = Unavailable("reset", code="connection_lost", billed=None)
+
+    stays = wait_out(fallback, down, OUT, patient=True, delay_s=3.0)
+    assert isinstance(stays, Snooze)
+    assert stays.delay_s == 3.0
+    for decision in (
+        wait_out(fallback, down, OUT, patient=False, delay_s=3.0),
+        wait_out(fallback, down, None, patient=True, delay_s=3.0),
+        wait_out(fallback, lost, OUT, patient=True, delay_s=3.0),
+    ):
+        assert decision is fallback
 
 
 def test_with_no_other_lane_everybody_waits() -> None:
@@ -252,6 +280,7 @@ steps = st.lists(
                     ("see", Seen(1e12, failed=True, why="x")),
                     ("see", Seen(1e12, malformed=True, why="x")),
                     ("see", Seen(1e12, refused=True)),
+                    ("see", Seen(1e12, unfit=True)),
                     ("see", Seen(1e12, seconds=0.0, output_tokens=0, first_token_s=0.0)),
                     ("see", Seen(1e12, seconds=1.0, output_tokens=50, first_token_s=0.3)),
                     ("see", Seen(1e12, seconds=90.0, output_tokens=50, first_token_s=60.0)),

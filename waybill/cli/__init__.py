@@ -19,6 +19,7 @@ _VERBS = {
     "dispatcher": ("waybill.cli.processes", "dispatcher", "Run one dispatcher process."),
     "control": ("waybill.cli.processes", "control", "Run the fleet's housekeeping."),
     "flower": ("waybill.cli.processes", "flower", "Run Flower, closed and read-only."),
+    "probe": ("waybill.cli.probe", "probe", "Say whether the process beside this one lives, or is ready."),
     "sandbox": ("sandbox.command", "sandbox", "Run a model provider on loopback that needs no keys."),
     "db": ("waybill.cli.db", "db", "Look after the ledger's schema."),
     "policy": ("waybill.cli.policy", "policy", "Check and measure routing policies."),

@@ -86,6 +86,17 @@ class JobRow(Base):
         Index("jobs_waiting", "state", "published_at", postgresql_where=text("state in ('queued', 'routed')")),
         Index("jobs_leases", "lease_until", postgresql_where=text("state = 'running'")),
         Index("jobs_parked", "not_before", postgresql_where=text("state = 'parked'")),
+        # What queued jobs have in common that take turns; waybill/ledger/turns.py reads it.
+        Index(
+            "jobs_turns",
+            "priority",
+            "tenant",
+            text(
+                "(coalesce(run_id::text, '') || ' ' || intent || ' ' || local_only::text || ' ' || coalesce(model, ''))"
+            ),
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at is not null")),
     )
 
@@ -166,6 +177,7 @@ class AttemptRow(Base):
             " and cache_write_1h_tokens >= 0 and thinking_tokens >= 0",
             name="attempts_tokens",
         ),
+        Index("attempts_begun", "started_at"),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
@@ -217,6 +229,28 @@ class Decision(Base):
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     policy_version: Mapped[str | None] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class Hold(Base):
+    """What a person has stopped: a drained provider or a paused intent. A paused run says so in `runs.state`."""
+
+    __tablename__ = "holds"
+    __table_args__ = (CheckConstraint("kind in ('provider', 'intent')", name="holds_kind"),)
+
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class Tenant(Base):
+    """A tenant whose weight is not 1: how many turns it gets for each turn of another."""
+
+    __tablename__ = "tenants"
+    __table_args__ = (CheckConstraint("weight between 1 and 100", name="tenants_weight"),)
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    weight: Mapped[int] = mapped_column(SmallInteger)
 
 
 class ResultRow(Base):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.policyfile import Policy
 from waybill.errors import ConfigError
+from waybill.names import PROVIDERS
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def available(settings: Settings, policy: Policy) -> Mapping[str, str | None]:
         "openai": None if settings.openai_api_key else "no OPENAI_API_KEY",
         "local": _local_obstacle(settings, policy),
     }
+
+
+def without_workers(having: Sequence[str]) -> Mapping[str, str]:
+    """The providers that nobody serves, by what WAYBILL_PROVIDERS says; each with the reason."""
+    return {name: "no workers (WAYBILL_PROVIDERS)" for name in PROVIDERS if name not in having}
 
 
 def _local_obstacle(settings: Settings, policy: Policy) -> str | None:

@@ -1,0 +1,62 @@
+"""The dispatcher's view of what is queued: lines instead of one queue, so that tenants can take turns.
+
+A *line* is the queued jobs of one class that have tenant, run, intent, pinned model and local-only in common. Index
+`jobs_turns` holds them together; LINES jumps from one to the next (about 20 us each), however many jobs they have.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_LINE: Final = (
+    "(coalesce(j.run_id::text, '') || ' ' || j.intent || ' ' || j.local_only::text || ' ' || coalesce(j.model, ''))"
+)
+MOST_LINES: Final = 1000
+"""Looked at in one go; with more, the next look goes on where this one ended."""
+
+LINES: Final = f"""
+with recursive found(tenant, line) as (
+    (select j.tenant, {_LINE} from jobs j
+     where j.state = 'queued' and j.priority = %(priority)s and (j.tenant, {_LINE}) > (%(after_tenant)s, %(after_line)s)
+     order by j.tenant, {_LINE} limit 1)
+    union all
+    select next.tenant, next.line
+    from found f cross join lateral (
+        select j.tenant, {_LINE} as line from jobs j
+        where j.state = 'queued' and j.priority = %(priority)s and (j.tenant, {_LINE}) > (f.tenant, f.line)
+        order by j.tenant, {_LINE} limit 1
+    ) next
+), some as (
+    select tenant, line, split_part(line, ' ', 1) as run, split_part(line, ' ', 2) as intent from found limit {MOST_LINES}
+)
+select s.tenant, s.line, coalesce(t.weight, 1) as weight,
+       coalesce(r.state, 'open') as run_state, h.name is not null as is_paused
+from some s
+left join tenants t on t.name = s.tenant
+left join runs r on r.id = nullif(s.run, '')::uuid
+left join holds h on h.kind = 'intent' and h.name = s.intent
+"""  # noqa: S608  # our own constant, no input
+
+NEXT: Final = f"""
+select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.payload_bytes, j.max_output_tokens, j.needs,
+       {_LINE} as line, extract(epoch from j.deadline_at - now())::float8 as slack_s
+from unnest(%(tenants)s::text[], %(lines)s::text[], %(counts)s::int[]) as w(tenant, line, count)
+cross join lateral (
+    select * from jobs q
+    where q.state = 'queued' and q.priority = %(priority)s and q.tenant = w.tenant
+      and {_LINE.replace("j.", "q.")} = w.line
+    order by q.id limit w.count
+) j
+"""  # noqa: S608
+"""The oldest jobs of each line."""
+
+ON_THEIR_WAY: Final = """
+select j.provider, j.priority, count(*) as jobs
+from jobs j left join runs r on r.id = j.run_id
+where j.state = 'routed' and (r.state is null or r.state = 'open')
+  and j.intent not in (select name from holds where kind = 'intent')
+group by j.provider, j.priority
+"""
+"""Jobs that wait for a worker's claim. Those of paused runs and intents wait for something else."""
+
+DRAINED: Final = "select name, reason from holds where kind = 'provider'"

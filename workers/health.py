@@ -1,0 +1,449 @@
+"""The fleet's breakers as a process sees them, and what they do to attempts: hold back, move on, learn.
+
+State and arithmetic are policies/health.py's. All lanes are fields of one Redis hash. A process decides from its own copy,
+which its own calls change at once and which is exchanged with the others every `EXCHANGE_S`, or at once after a failure: so
+a healthy lane costs no round trip at all. A change is written by compare-and-set, and made again on what somebody else has
+written first. Only probes and the ramp of a recovering lane ask Redis on the way of a job. While Redis is away everybody
+goes on with what was known last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from policies.fallback import Escalate, GiveUp
+from policies.health import (
+    ACCOUNT,
+    LANE,
+    Breaker,
+    Outage,
+    Pace,
+    Seen,
+    Wait,
+    detour,
+    grant,
+    may_wait,
+    next_open,
+    observe,
+    outage,
+    wait_out,
+)
+from waybill.contract import Candidate, JobState, lane_name
+from waybill.errors import Broken, LedgerUnavailable, Rejected, Throttled, Unavailable
+from waybill.ledger import oncall, turns
+from waybill.names import HEALTH_KEY
+from waybill.streaming import publish_end
+from workers.providers.base import Stop
+from workers.telemetry import emit
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from waybill.ledger.engine import Ledger
+    from workers.execute import Attempt
+    from workers.runtime import Runtime
+
+EXCHANGE_S: Final = 0.5
+HOLDS_S: Final = 1.0
+GAP_S: Final = 0.05
+"""Shortest pause between two exchanges."""
+ASK_S: Final = 1.0
+"""Longest wait for Redis on the way of a job."""
+BEHIND_S: Final = 0.2
+"""When our own loop is later than this, what it measures is its own slowness."""
+HELD_MOST_S: Final = 120.0
+_PENDING: Final = 2000
+
+# Several fields at once, each only if it still is what we have seen ('' = absent). Returns 1 or 0 for each.
+_SWAP: Final = """
+local done = {}
+for n = 1, #ARGV, 3 do
+  if (redis.call('HGET', KEYS[1], ARGV[n]) or '') == ARGV[n + 1] then
+    redis.call('HSET', KEYS[1], ARGV[n], ARGV[n + 2])
+    done[#done + 1] = 1
+  else
+    done[#done + 1] = 0
+  end
+end
+return done
+"""
+
+
+def account_field(provider: str, account: str) -> str:
+    """The breaker of an account, beside those of lanes (whose names have slashes)."""
+    return f"{provider}@{account}"
+
+
+def _pace(name: str) -> Pace:
+    return ACCOUNT if "@" in name else LANE
+
+
+@dataclass(slots=True)
+class Health:
+    """One process's copy. Belongs to one event loop."""
+
+    redis: Redis
+    ledger: Ledger
+    accounts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Accounts of each provider this process knows of."""
+    on_recovery: Callable[[str], Awaitable[None]] | None = None
+    """Called with a lane's or account's name when it is back."""
+    drained: dict[str, Outage] = field(default_factory=dict)
+    behind_s: float = 0.0
+    _views: dict[str, Breaker] = field(default_factory=dict)
+    _texts: dict[str, str] = field(default_factory=dict)
+    _pending: dict[str, deque[tuple[Seen, float]]] = field(default_factory=dict)
+    _held: Counter[str] = field(default_factory=Counter)
+    _offset_s: float = field(default_factory=lambda: time.time() - time.monotonic())
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _task: asyncio.Task[None] | None = None
+    _away: bool = False
+
+    async def start(self) -> None:
+        """Read once what the others know, then keep up with them."""
+        await self._read_holds()
+        await self._exchange_quietly()
+        self._task = asyncio.create_task(self._keep_up(), name="lane-health")
+
+    async def close(self) -> None:
+        """Tell the rest and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._exchange_quietly()
+
+    def now(self) -> float:
+        """Redis's clock, as far as it is known."""
+        return time.monotonic() + self._offset_s
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def outage(self, candidate: Candidate) -> Outage | None:
+        """What stands against a lane, its account or its provider; None = nothing. Costs no round trip."""
+        return self.provider_outage(candidate.provider) or self._named(
+            lane_name(candidate.provider, candidate.model, candidate.service)
+        )
+
+    def provider_outage(self, provider: str) -> Outage | None:
+        """A drain, or all accounts refused."""
+        if provider in self.drained:
+            return self.drained[provider]
+        found: list[Outage] = []
+        for account in self.accounts.get(provider, ()):
+            out = self._named(account_field(provider, account))
+            if out is None:
+                return None
+            found.append(out)
+        return min(found, key=lambda out: (not out.spare, out.wait_s), default=None)
+
+    def lane_outages(self) -> dict[str, Outage]:
+        """All lanes that are not simply to be taken, by name."""
+        named = {name: self._named(name) for name in self._views if "@" not in name}
+        return {name: out for name, out in named.items() if out is not None}
+
+    def usable(self, provider: str, accounts: Sequence[str]) -> list[str]:
+        """The accounts without those that are refused; all of them when all are (then one of them is being probed)."""
+        well = [a for a in accounts if self._named(account_field(provider, a)) is None]
+        return well or list(accounts)
+
+    def _named(self, name: str) -> Outage | None:
+        view = self._views.get(name)
+        if view is None or (view.state == "closed" and view.streak == 0):
+            return None
+        return outage(view, self.now(), _pace(name))
+
+    async def take(self, candidate: Candidate, *, urgent: bool) -> bool:
+        """Ask for one of the calls that a lane which is not well lets through."""
+        if candidate.provider in self.drained:
+            return False
+        names = [lane_name(candidate.provider, candidate.model, candidate.service)]
+        if self.provider_outage(candidate.provider) is not None:
+            names = [account_field(candidate.provider, a) for a in self.accounts.get(candidate.provider, ())][
+                :1
+            ] + names
+        for name in names:
+            if not await self._take(name, urgent=urgent):
+                return False
+        return True
+
+    async def _take(self, name: str, *, urgent: bool) -> bool:
+        view, granted = grant(self._views.get(name, Breaker()), 1, self.now(), urgent=urgent, pace=_pace(name))
+        if view.state == "closed" or not granted:
+            return bool(granted)
+        from redis.exceptions import RedisError
+
+        try:
+            async with asyncio.timeout(ASK_S):
+                for _ in range(3):
+                    text = await self._get(name)
+                    shared, granted = grant(Breaker.from_json(text), 1, self.now(), urgent=urgent, pace=_pace(name))
+                    if not granted:
+                        self._views[name] = shared
+                        return False
+                    if shared.state == "closed" or (await self._swap([(name, text, shared.to_json())]))[0]:
+                        self._views[name], self._texts[name] = shared, shared.to_json()
+                        return True
+                return False  # others take as quickly as we ask
+        except (RedisError, OSError, TimeoutError):
+            self._views[name] = view
+            return True
+
+    def delay_s(self, lane: str, wait_s: float) -> float:
+        """How long a job that is held back waits: one after the other, so that there is always one to be the next probe."""
+        self._held[lane] += 1
+        return min(HELD_MOST_S, wait_s + 0.2 + self._held[lane] - 1)
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def learn(self, name: str, seen: Seen) -> None:
+        """Take in what a call told; the others hear it soon, of a failure at once."""
+        now, pace = self.now(), _pace(name)
+        before = self._views.get(name, Breaker())
+        after = self._views[name] = observe(before, seen, now, pace)
+        self._pending.setdefault(name, deque(maxlen=_PENDING)).append((seen, now))
+        if after.state != before.state:
+            self._tell_change(name, before, after)
+        if after.state != before.state or seen.failed:
+            self._wake.set()
+
+    def knows_trouble(self, name: str) -> bool:
+        """Whether a breaker is anything but closed."""
+        return name in self._views and self._views[name].state != "closed"
+
+    def _tell_change(self, name: str, before: Breaker, after: Breaker) -> None:
+        emit("lane.changed", lane=name, before=before.state, state=after.state, reason=after.reason or "-")
+        if after.state in ("recovering", "closed"):
+            self._held.pop(name, None)
+
+    async def _keep_up(self) -> None:
+        holds_due = 0.0
+        while True:
+            if time.monotonic() >= holds_due:
+                holds_due = time.monotonic() + HOLDS_S
+                await self._read_holds()
+            await self._exchange_quietly()
+            slept = time.monotonic()
+            await asyncio.sleep(GAP_S)
+            self.behind_s = time.monotonic() - slept - GAP_S
+            try:
+                await asyncio.wait_for(self._wake.wait(), EXCHANGE_S - GAP_S)
+            except TimeoutError:
+                continue
+            finally:
+                self._wake.clear()
+
+    async def _read_holds(self) -> None:
+        try:
+            rows = await self.ledger.fetch(turns.DRAINED)
+        except LedgerUnavailable:
+            return  # what was known last stays; the jobs need the ledger anyway
+        self.drained = {row["name"]: Outage(f"drained ({row['reason']})", 1.0, is_drained=True) for row in rows}
+
+    async def _exchange_quietly(self) -> None:
+        from redis.exceptions import RedisError
+
+        try:
+            async with asyncio.timeout(5):
+                if not await self._exchange():
+                    await self._exchange()
+            self._away = False
+        except (RedisError, OSError, TimeoutError) as exc:
+            if not self._away:
+                emit("service.away", service="lane-health", error=str(exc) or type(exc).__name__)
+            self._away = True
+
+    async def _exchange(self) -> bool:
+        """Read all, write what is pending. False when somebody else wrote in between (then it stays pending)."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(HEALTH_KEY)
+            (seconds, micros), found = await pipe.execute()
+        self._offset_s = int(seconds) + int(micros) / 1e6 - time.monotonic()
+        texts = {_text(name): _text(text) for name, text in found.items()}
+        shared: dict[str, Breaker] = {}
+        for name in {*texts, *self._texts, *self._pending}:
+            if texts.get(name) == self._texts.get(name) and name in self._views and name not in self._pending:
+                continue
+            # A field that has gone was cleared by hand, or Redis was lost: nothing is known about that lane any more.
+            shared[name] = Breaker.from_json(texts.get(name, ""))
+        changes: list[tuple[str, str, str]] = []
+        taken: dict[str, int] = {}
+        for name, pending in self._pending.items():
+            taken[name] = len(pending)
+            for seen, at in pending:
+                shared[name] = observe(shared[name], seen, at, _pace(name))
+            changes.append((name, texts.get(name, ""), shared[name].to_json()))
+        written = await self._swap(changes) if changes else []
+        for (name, _, text), done in zip(changes, written, strict=True):
+            if not done:
+                shared.pop(name)  # our own view already has what is pending
+                continue
+            texts[name] = text
+            pending = self._pending[name]
+            for _ in range(min(taken[name], len(pending))):
+                pending.popleft()
+            if not pending:
+                del self._pending[name]
+        self._texts = texts
+        await self._adopt(shared)
+        return all(written)
+
+    async def _adopt(self, shared: Mapping[str, Breaker]) -> None:
+        back: list[str] = []
+        for name, after in shared.items():
+            before = self._views.get(name, Breaker())
+            if name in self._pending:
+                # Calls ended while we were writing; they are in our view and come with the next exchange.
+                for seen, at in self._pending[name]:
+                    after = observe(after, seen, at, _pace(name))
+            self._views[name] = after
+            if before.state != after.state:
+                self._tell_change(name, before, after)
+            if before.state in ("open", "half_open") and after.state in ("recovering", "closed"):
+                back.append(name)
+        if self.on_recovery is not None:
+            for name in back:
+                await self.on_recovery(name)
+
+    async def _get(self, name: str) -> str:
+        text: Any = await self.redis.hget(HEALTH_KEY, name)  # type: ignore[misc]  # typed for both clients at once
+        return _text(text) if text is not None else ""
+
+    async def _swap(self, changes: Sequence[tuple[str, str, str]]) -> list[int]:
+        flat = [part for change in changes for part in change]
+        done: Any = await self.redis.eval(_SWAP, 1, HEALTH_KEY, *flat)  # type: ignore[misc]  # as above
+        return [int(one) for one in done]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+async def hold_back(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
+    """Keep claimed attempts off lanes that are out: another lane for who cannot wait, the queue of the parked for who can.
+
+    Returns:
+        The attempts that go on (some with the decision to take another lane), and what became of the others by job id.
+    """
+    health = runtime.health
+    going: list[Attempt] = []
+    waiting: list[tuple[Attempt, Wait]] = []
+    for attempt in attempts:
+        here = health.outage(attempt.candidate) if attempt.decision is None else None
+        if here is None:
+            going.append(attempt)
+            continue
+        patient = _is_patient(attempt, here)
+        outages = [health.outage(candidate) for candidate in attempt.route]
+        has_other = next_open(outages, attempt.index, urgent=not patient) is not None
+        if await health.take(attempt.candidate, urgent=not patient and has_other):
+            going.append(attempt)
+            continue
+        decision = detour(attempt.history, outages, patient=patient)
+        if isinstance(decision, Wait):
+            waiting.append((attempt, decision))
+        else:
+            attempt.decision = decision
+            going.append(attempt)
+    return going, await _park(runtime, waiting) if waiting else {}
+
+
+def _is_patient(attempt: Attempt, here: Outage) -> bool:
+    return may_wait(priority=attempt.priority, slack_s=attempt.history.slack_s, outage_s=here.age_s)
+
+
+async def _park(runtime: Runtime, waiting: Sequence[tuple[Attempt, Wait]]) -> dict[str, str]:
+    delays = []
+    for attempt, wait in waiting:
+        delay_s = runtime.health.delay_s(attempt.lane, wait.delay_s)
+        slack_s = attempt.history.slack_s
+        # At its deadline a job must hear that it is too late, whatever it waits for.
+        delays.append(delay_s if slack_s is None else max(0.05, min(delay_s, slack_s)))
+    rows = await runtime.ledger.fetch_patiently(
+        oncall.HOLD_BACK,
+        {
+            "ids": [attempt.job_id for attempt, _ in waiting],
+            "tokens": [attempt.token for attempt, _ in waiting],
+            "numbers": [attempt.number for attempt, _ in waiting],
+            "delays": delays,
+            "reasons": [wait.reason for _, wait in waiting],
+        },
+    )
+    states = {row["id"]: JobState(row["state"]) for row in rows}
+    cancelled = [job_id for job_id, state in states.items() if state is JobState.CANCELLED]
+    if cancelled:
+        from redis.exceptions import RedisError
+
+        try:
+            await publish_end(runtime.redis, cancelled, cancelled)
+        except (RedisError, OSError) as exc:
+            emit("service.away", service="redis", error=str(exc))
+    emit("jobs.parked", level=10, jobs=len(states), lane=waiting[0][0].lane)
+    models = {attempt.job_id: attempt.candidate.model for attempt, _ in waiting}
+    return {job_id: f"{state.value} {models[job_id]} (lane out)" for job_id, state in states.items()}
+
+
+def learn(runtime: Runtime, attempt: Attempt) -> None:
+    """Tell the fleet how an attempt's call went; a patient job whose lane turns out to be out stays with it."""
+    if not attempt.called or attempt.decision is None:
+        return
+    health, failure = runtime.health, attempt.failure
+    account = account_field(attempt.candidate.provider, attempt.account)
+    seen = _seen(runtime, attempt)
+    if isinstance(failure, Rejected) and failure.account_wide:
+        health.learn(account, Seen(seen.began if seen else health.now(), failed=True, why=str(failure)))
+        return
+    if seen is None:
+        return
+    health.learn(attempt.lane, seen)
+    if not seen.failed and health.knows_trouble(account):
+        health.learn(account, Seen(seen.began))
+    if failure is not None and seen.failed:
+        here = health.outage(attempt.candidate)
+        if here is not None and here.blocks(urgent=False):
+            attempt.decision = wait_out(
+                attempt.decision,
+                failure,
+                here,
+                patient=_is_patient(attempt, here),
+                delay_s=health.delay_s(attempt.lane, here.wait_s),
+            )
+
+
+def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
+    """What the call says about its lane; None when it says nothing."""
+    seconds = time.monotonic() - attempt.called_at
+    began = runtime.health.now() - seconds
+    failure, answer = attempt.failure, attempt.answer
+    if failure is not None:
+        if isinstance(failure, Throttled) or failure.code in ("cancelled", "closed"):
+            return None
+        if isinstance(failure, Rejected):
+            # The model is not there or not for us: so for every job. Anything else is this request's own fault.
+            is_lanes = failure.account_wide or failure.code in ("not_found", "permission")
+            return Seen(began, failed=True, why=str(failure)) if is_lanes else None
+        return Seen(
+            began,
+            failed=isinstance(failure, Unavailable),
+            malformed=isinstance(failure, Broken),
+            why=str(failure),
+        )
+    if answer is None:
+        return None
+    is_local = attempt.candidate.provider == "local"
+    is_weak = isinstance(attempt.decision, Escalate | GiveUp) and answer.stop is Stop.COMPLETE
+    timely = runtime.health.behind_s < BEHIND_S
+    return Seen(
+        began,
+        # Our own model is asked because it may be unsure; that is no illness.
+        unfit=is_weak and not is_local,
+        refused=answer.stop is Stop.REFUSED,
+        seconds=seconds if timely and not attempt.job.stream else None,
+        output_tokens=answer.usage.output_tokens if answer.usage is not None else 0,
+        first_token_s=answer.first_token_s if timely else None,
+    )
