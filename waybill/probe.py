@@ -66,6 +66,11 @@ def beat(path: Path, obstacle: str | None) -> None:
     draft.replace(path)
 
 
+def forget(path: Path) -> None:
+    """Remove the file: its process has ended, or a new one in the same pod begins."""
+    path.unlink(missing_ok=True)
+
+
 @asynccontextmanager
 async def beating(
     path: Path | None, obstacle: Callable[[], str | None], every_s: float = BEAT_EVERY_S
@@ -105,4 +110,4 @@ async def beating(
         yield
     finally:
         task.cancel()
-        path.unlink(missing_ok=True)
+        forget(path)

@@ -201,10 +201,11 @@ def give_back(runtime: Runtime, attempt: Attempt) -> None:
         runtime.limiter.estimates.observe(
             attempt.candidate.model, attempt.intent, attempt.payload_bytes, attempt.usage_of_answer
         )
-    runtime.limiter.settle(grant, _ended(attempt, grant))
+    runtime.limiter.settle(grant, ended_of(attempt, grant))
 
 
-def _ended(attempt: Attempt, grant: Grant) -> Ended:
+def ended_of(attempt: Attempt, grant: Grant) -> Ended:
+    """What the limiter is to know about a call: tokens as the provider counts them against its limits, and its complaints."""
     if not attempt.called:
         return Ended("unused")
     failure, usage = attempt.failure, attempt.usage_of_answer

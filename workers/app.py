@@ -14,7 +14,7 @@ from waybill.broker import celery_config
 from waybill.errors import ConfigError
 from waybill.names import DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queues
 from waybill.settings import Settings
-from workers.dispatch import dispatch
+from workers.dispatch import Dispatcher
 from workers.execute import execute
 from workers.guard import TRANSPORT
 from workers.heartbeat import watch
@@ -43,7 +43,10 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
     app.lifespan = runtime
     if settings.heartbeat_file is not None:
         watch(app, runtime, settings.heartbeat_file)
-    async_task(app, DISPATCH_TASK, functools.partial(dispatch, runtime))
+    dispatcher = Dispatcher(runtime)
+    if DISPATCH_QUEUE in queues:
+        runtime.background.append(dispatcher.look_by_itself)
+    async_task(app, DISPATCH_TASK, dispatcher.hear)
     async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
     return app
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from waybill.broker import dispatch_doorbells, execute_doorbells
+from waybill.broker import execute_doorbells
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
@@ -108,9 +108,7 @@ class Control:
 
     def obstacle(self) -> str | None:
         """What keeps the housekeeping from being done; None = it is done."""
-        if self._away_since is None:
-            return None
-        return f"ledger or Redis away for {time.monotonic() - self._away_since:.0f} s"
+        return None if self._away_since is None else "the ledger or Redis is away"
 
     async def release(self) -> None:
         """Parked jobs whose time has come go back to their queue."""
@@ -151,7 +149,6 @@ class Control:
         rows = await self._ledger.fetch(
             queries.STALE,
             {
-                "queued_s": 0.5 if wiped else LONG_UNHEARD_S,
                 "routed_s": 0.5 if wiped else LONG_UNHEARD_S,
                 "short_queues": short,
                 "limit": 5000,
@@ -161,9 +158,7 @@ class Control:
             return
         crash_point("before_ring_again")
         emit("doorbells.rerung", jobs=len(rows), cause="redis was wiped" if wiped else "not heard")
-        queued = [row["id"] for row in rows if row["state"] == "queued"]
-        await asyncio.to_thread(self._broker.ring, dispatch_doorbells(queued))
-        await self._ring_routed([row for row in rows if row["state"] == "routed"])
+        await self._ring_routed(rows)
 
     async def _redis_was_wiped(self) -> bool:
         """Whether the epoch we knew is gone: then every message in Redis is gone with it."""

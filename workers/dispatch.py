@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
 from workers.runtime import Runtime
 from workers.telemetry import emit
+
+log = logging.getLogger("waybill.dispatch")
 
 WINDOW: Final = 200
 """Jobs of one provider and class that wait for a claim: two ticks' worth at 1,000 jobs a second."""
@@ -95,6 +98,11 @@ class Dispatcher:
                         await self._look()
                 except LedgerUnavailable as exc:
                     emit("service.away", service="ledger", error=str(exc))
+                    await asyncio.sleep(0.5)
+                except (
+                    Exception
+                ):  # a bug, or a row that cannot be routed: said each time, and no reason to stop for good
+                    log.exception("the dispatcher's look failed")
                     await asyncio.sleep(0.5)
             await asyncio.sleep(TICK_S)
 
@@ -162,6 +170,7 @@ class Dispatcher:
         weights = {line[0]: weight for line, weight in shift.lines.items()}
         order = self._turns[klass].share_out(waiting, weights, seats)
         if not order:
+            self._is_behind = self._is_behind or bool(waiting)
             return []
         counts = Counter(order)
         rows = await self._fetch(

@@ -33,6 +33,7 @@ from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
 from workers.admission import admit, give_back, park
 from workers.crashpoint import crash_point
+from workers.health import hold_back, learn
 from workers.limiter import Grant
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime
@@ -89,6 +90,7 @@ class Attempt:
     failure: ProviderError | None = None
     decision: Decision | None = None
     called: bool = False
+    called_at: float = 0.0
     shown: bool = False
     usage: Usage | None = None
     cost_usd: Decimal | None = Decimal(0)
@@ -126,13 +128,14 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
     for attempt in attempts:
         prepare(runtime, attempt)
+    attempts, held = await hold_back(runtime, attempts)
     going, refused = await admit(runtime, attempts)
     # Who is admitted does not wait until the others are parked.
     parking = asyncio.ensure_future(park(runtime, refused))
     told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
     parked = await parking
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
-    return parked | dict(zip((a.job_id for a in going), told, strict=True))
+    return held | parked | dict(zip((a.job_id for a in going), told, strict=True))
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
@@ -209,6 +212,7 @@ async def _steps(runtime: Runtime, attempt: Attempt) -> str:
     except Exception as exc:  # a bug in a policy: the call is paid, so its cost is stored before anything else
         log.exception("job %s: the answer cannot be judged", attempt.job_id)
         attempt.decision = GiveUp("internal_error", f"a bug stopped the judging of the answer: {type(exc).__name__}")
+    learn(runtime, attempt)
     # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
     attempt.settling = asyncio.ensure_future(settle(runtime, attempt))
     return await asyncio.shield(attempt.settling)
@@ -260,7 +264,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     if attempt.decision is not None or attempt.call is None:
         return
     provider = runtime.provider(attempt.candidate.provider, attempt.account)
-    attempt.called = True
+    attempt.called, attempt.called_at = True, time.monotonic()
     crash_point("before_call")
     try:
         if attempt.job.stream:

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from policies.fallback import Escalate, GiveUp
@@ -98,6 +99,7 @@ class Health:
     _views: dict[str, Breaker] = field(default_factory=dict)
     _texts: dict[str, str] = field(default_factory=dict)
     _pending: dict[str, deque[tuple[Seen, float]]] = field(default_factory=dict)
+    _unread: Counter[str] = field(default_factory=Counter)
     _held: Counter[str] = field(default_factory=Counter)
     _offset_s: float = field(default_factory=lambda: time.time() - time.monotonic())
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -106,6 +108,10 @@ class Health:
 
     async def start(self) -> None:
         """Read once what the others know, then keep up with them."""
+        for provider, accounts in self.accounts.items():
+            for account in accounts:
+                # So that the dispatcher, which may have no keys, knows which accounts there are.
+                self._pending.setdefault(account_field(provider, account), deque(maxlen=_PENDING))
         await self._read_holds()
         await self._exchange_quietly()
         self._task = asyncio.create_task(self._keep_up(), name="lane-health")
@@ -134,12 +140,17 @@ class Health:
         if provider in self.drained:
             return self.drained[provider]
         found: list[Outage] = []
-        for account in self.accounts.get(provider, ()):
-            out = self._named(account_field(provider, account))
+        for name in self._account_fields(provider):
+            out = self._named(name)
             if out is None:
                 return None
             found.append(out)
         return min(found, key=lambda out: (not out.spare, out.wait_s), default=None)
+
+    def _account_fields(self, provider: str) -> list[str]:
+        """Breakers of a provider's accounts: those this process has, else those that any worker has."""
+        own = [account_field(provider, account) for account in self.accounts.get(provider, ())]
+        return own or [name for name in self._views if name.startswith(account_field(provider, ""))]
 
     def lane_outages(self) -> dict[str, Outage]:
         """All lanes that are not simply to be taken, by name."""
@@ -182,11 +193,12 @@ class Health:
                 for _ in range(3):
                     text = await self._get(name)
                     shared, granted = grant(Breaker.from_json(text), 1, self.now(), urgent=urgent, pace=_pace(name))
-                    if not granted:
-                        self._views[name] = shared
-                        return False
-                    if shared.state == "closed" or (await self._swap([(name, text, shared.to_json())]))[0]:
-                        self._views[name], self._texts[name] = shared, shared.to_json()
+                    if not granted or shared.state == "closed":
+                        return bool(granted)
+                    changed = shared.to_json()
+                    if (await self._swap([(name, text, changed)]))[0]:
+                        self._views[name], self._texts[name] = shared, changed
+                        self._unread[name] = len(self._pending.get(name, ()))
                         return True
                 return False  # others take as quickly as we ask
         except (RedisError, OSError, TimeoutError):
@@ -202,14 +214,25 @@ class Health:
 
     def learn(self, name: str, seen: Seen) -> None:
         """Take in what a call told; the others hear it soon, of a failure at once."""
-        now, pace = self.now(), _pace(name)
-        before = self._views.get(name, Breaker())
-        after = self._views[name] = observe(before, seen, now, pace)
-        self._pending.setdefault(name, deque(maxlen=_PENDING)).append((seen, now))
+        self._pending.setdefault(name, deque(maxlen=_PENDING)).append((seen, self.now()))
+        self._unread[name] += 1
+        view = self._views.get(name, Breaker())
+        if view.state == "closed" and view.streak == 0 and not (seen.failed or seen.malformed):
+            return  # one good answer more of a lane that is well: it is read with the next exchange
+        if self._catch_up(name).state != view.state or seen.failed:
+            self._wake.set()
+
+    def _catch_up(self, name: str) -> Breaker:
+        """The view with all that was learned and not yet read."""
+        before = after = self._views.get(name, Breaker())
+        pending = self._pending.get(name, ())
+        unread = min(self._unread.pop(name, 0), len(pending))
+        for seen, at in islice(pending, len(pending) - unread, None):
+            after = observe(after, seen, at, _pace(name))
+        self._views[name] = after
         if after.state != before.state:
             self._tell_change(name, before, after)
-        if after.state != before.state or seen.failed:
-            self._wake.set()
+        return after
 
     def knows_trouble(self, name: str) -> bool:
         """Whether a breaker is anything but closed."""
@@ -275,13 +298,17 @@ class Health:
         taken: dict[str, int] = {}
         for name, pending in self._pending.items():
             taken[name] = len(pending)
-            for seen, at in pending:
-                shared[name] = observe(shared[name], seen, at, _pace(name))
+            if texts.get(name) == self._texts.get(name):
+                shared[name] = self._catch_up(name)  # nobody else has written: our view is that and what is pending
+            else:
+                for seen, at in pending:
+                    shared[name] = observe(shared[name], seen, at, _pace(name))
             changes.append((name, texts.get(name, ""), shared[name].to_json()))
         written = await self._swap(changes) if changes else []
         for (name, _, text), done in zip(changes, written, strict=True):
             if not done:
                 shared.pop(name)  # our own view already has what is pending
+                texts.pop(name, None)  # so that the next exchange begins with what the others have written
                 continue
             texts[name] = text
             pending = self._pending[name]
@@ -301,6 +328,7 @@ class Health:
                 # Calls ended while we were writing; they are in our view and come with the next exchange.
                 for seen, at in self._pending[name]:
                     after = observe(after, seen, at, _pace(name))
+            self._unread.pop(name, None)
             self._views[name] = after
             if before.state != after.state:
                 self._tell_change(name, before, after)
@@ -311,12 +339,12 @@ class Health:
                 await self.on_recovery(name)
 
     async def _get(self, name: str) -> str:
-        text: Any = await self.redis.hget(HEALTH_KEY, name)  # type: ignore[misc]  # typed for both clients at once
+        text: Any = await self.redis.hget(HEALTH_KEY, name)
         return _text(text) if text is not None else ""
 
     async def _swap(self, changes: Sequence[tuple[str, str, str]]) -> list[int]:
         flat = [part for change in changes for part in change]
-        done: Any = await self.redis.eval(_SWAP, 1, HEALTH_KEY, *flat)  # type: ignore[misc]  # as above
+        done: Any = await self.redis.eval(_SWAP, 1, HEALTH_KEY, *flat)
         return [int(one) for one in done]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 
-from waybill.probe import beating
+from waybill.probe import beating, forget
 from workers.runtime import Runtime
 
 TURN_EVERY_S = 1.0
@@ -58,7 +58,7 @@ class Watched:
     async def open(self) -> None:
         """Open the runtime, then begin to beat."""
         # A restarted container finds its predecessor's file; it is not this process's.
-        self._path.unlink(missing_ok=True)
+        forget(self._path)
         await self._runtime.open()
         self._beating = beating(self._path, self.obstacle)
         await self._beating.__aenter__()

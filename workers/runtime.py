@@ -6,10 +6,10 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
@@ -20,6 +20,7 @@ from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.settings import Settings
+from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.providers.registry import available, make_provider, without_workers
 from workers.telemetry import emit
@@ -100,6 +101,9 @@ class Runtime:
     redis: Redis = field(init=False)
     broker: Broker = field(init=False)
     limiter: Limiter = field(init=False)
+    health: Health = field(init=False)
+    background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
+    """What runs beside the tasks, from `open` to `close`."""
     providers: dict[str, Provider] = field(default_factory=dict)
     """The first account of each provider served."""
     accounts: dict[str, dict[str, Provider]] = field(default_factory=dict)
@@ -111,6 +115,7 @@ class Runtime:
     lanes: dict[str, Lane] = field(default_factory=dict)
     draining: asyncio.Event = field(init=False)
     _heartbeat: asyncio.Task[None] | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def open(self) -> None:
         """Connect and start the providers. Called in the loop before the first message."""
@@ -144,6 +149,9 @@ class Runtime:
             )
             self.limiter.start()
             self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
+        self.health = Health(self.redis, self.ledger, {name: tuple(found) for name, found in self.accounts.items()})
+        await self.health.start()
+        self._tasks = [asyncio.create_task(work()) for work in self.background]
 
     async def drain(self) -> None:
         """Let calls under way end within `drain_s`; hand the rest back without using up an attempt."""
@@ -158,7 +166,10 @@ class Runtime:
         """Write what is left and disconnect."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.writer.close()
+        await self.health.close()
         for accounts in self.accounts.values():
             for provider in accounts.values():
                 await provider.close()
@@ -180,7 +191,7 @@ class Runtime:
 
     def by_headroom(self, provider: str, model: str) -> list[str]:
         """The provider's accounts, the one with most quota left first. What was seen long ago says nothing."""
-        names = list(self.accounts[provider])
+        names = self.health.usable(provider, list(self.accounts[provider]))
         if len(names) == 1:
             return names
         now = time.monotonic()

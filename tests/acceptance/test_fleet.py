@@ -339,7 +339,7 @@ def test_a_worker_refuses_queues_that_do_not_exist_and_missing_services() -> Non
     both = {"WAYBILL_DATABASE_URL": "postgresql://x/y", "WAYBILL_REDIS_URL": "redis://x"}
     for argv, env, says in (
         (["worker", "--queues", "antropic.hi"], both, "no queue antropic.hi; there are: dispatch"),
-        (["worker", "--queues", "anthropic.hi"], {}, "WAYBILL_DATABASE_URL is not set"),
+        (["worker", "--queues", "anthropic.hi"], {}, "_URL is not set; give"),
         (["dispatcher"], {"WAYBILL_DATABASE_URL": "mysql://x/y", "WAYBILL_REDIS_URL": "redis://x"}, "needs PostgreSQL"),
         (["dispatcher"], {"WAYBILL_LEASE_S": "soon"}, "WAYBILL_LEASE_S: "),
         (["db", "upgrade"], {"WAYBILL_DATABASE_URL": "postgresql://waybill@127.0.0.1:1/none"}, "Postgres does not take the connection"),

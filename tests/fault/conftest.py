@@ -11,12 +11,31 @@ import pytest
 from tests.fault.harness import Scene, scene_set
 from waybill import embedded
 
+SLOW = os.environ.get("WAYBILL_SLOW") == "1"
 SEED = int(os.environ.get("WAYBILL_FAULT_SEED") or random.SystemRandom().randrange(1_000_000))
 
 
 def pytest_report_header() -> str:
     """Shown once; the seed of a failing run replays it."""
     return f"fault tests: WAYBILL_FAULT_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test that runs the fleet with several values the seed picks one, so that all together stay below 3 minutes.
+
+    WAYBILL_SLOW=1 runs them all; so does naming one.
+    """
+    if SLOW:
+        return
+    kinds: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and "scene" in item.fixturenames and hasattr(item, "callspec"):
+            kinds.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = random.Random(SEED)
+    left_out = {item for same in kinds.values() for item in same} - {chosen.choice(same) for same in kinds.values()}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,12 +68,28 @@ class Fleet:
         """Every program that is to run all the time; the second control is a spare."""
         return tuple(name for name in self._commands if name != SPARE_CONTROL)
 
-    def start(self, *names: str, extra_env: Mapping[str, str] | None = None, wait: bool = True) -> None:
-        """Start programs (all without names) and wait until they serve."""
+    def start(
+        self,
+        *names: str,
+        extra_env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        fresh: bool = False,
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start programs and wait until they serve.
+
+        Args:
+            names: All without names.
+            extra_env: On top of the fleet's.
+            wait: False returns at once.
+            fresh: In a new interpreter, where the loader or the kernel must see it start.
+            before: With `fresh`: a command that runs the interpreter, such as `unshare -T`.
+        """
         for name in names or self.names:
             self._starts[name] = len(self.log(name))
+            run_as = [*before, sys.executable, "-m", "waybill"] if fresh else []
             self._pids[name] = self._nursery.start(
-                self._commands[name], {**self._env, **(extra_env or {})}, self._log_path(name)
+                self._commands[name], {**self._env, **(extra_env or {})}, self._log_path(name), run_as
             )
         if wait:
             for name in names or self.names:

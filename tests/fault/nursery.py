@@ -53,9 +53,16 @@ class Nursery:
         self._socket = ours
         self._lines = ours.makefile("rw", encoding="utf-8")
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], log: Path) -> int:
-        """Run `waybill ARGUMENTS` with exactly this environment; its pid."""
-        return int(self._ask({"start": list(arguments), "env": dict(env), "log": str(log)}))
+    def start(self, arguments: Sequence[str], env: Mapping[str, str], log: Path, run_as: Sequence[str] = ()) -> int:
+        """Run `waybill ARGUMENTS` with exactly this environment; its pid.
+
+        Args:
+            arguments: Of the command.
+            env: All of it.
+            log: Where its lines are added.
+            run_as: A command to which the arguments are given, as a new program; empty = this process, forked.
+        """
+        return int(self._ask({"start": list(arguments), "env": dict(env), "log": str(log), "as": list(run_as)}))
 
     def poll(self, pid: int) -> int | None:
         """The exit code (negative: the signal) of a child, None while it runs. A pid is not reused before it is asked."""
@@ -128,6 +135,9 @@ def _live(main: Any, order: Mapping[str, Any]) -> NoReturn:
         os.dup2(log, 2)
         os.environ.clear()
         os.environ.update(order["env"])
+        if order["as"]:
+            os.chdir(ROOT)
+            os.execvpe(order["as"][0], [*order["as"], *order["start"]], order["env"])  # noqa: S606  (no shell is wanted)
         sys.argv = ["waybill", *order["start"]]
         main()
         code = 0

@@ -72,24 +72,24 @@ def ledger(database_url: str, sql: str) -> Any:
 def test_a_backlog_waits_for_quota_without_a_refusal_and_without_an_attempt(
     urls: tuple[str, str], tight: Running, tmp_path: Path
 ) -> None:
-    """300 calls a fleet may start 100 at once and ten a second: 20 s of waiting for most of them."""
+    """A hundred calls may start at once and ten a second: the others wait, the last for 10 s."""
     env = {"WAYBILL_POLICY_FILE": policy_with(tmp_path, '[limits."*"]\nburst_s = 10')}
     with (
         running_fleet(*urls, tight.url, tmp_path, workers={"anthropic": 3, "openai": 1}, env=env) as fleet,
         Client(*urls) as client,
     ):
         began = time.monotonic()
-        ids = client.submit_many(haiku(300))
+        ids = client.submit_many(haiku(200))
         outcomes = list(client.results(ids, timeout_s=120))
         took = time.monotonic() - began
         log = "".join(fleet.log(name) for name in ("anthropic-1", "anthropic") if fleet.log_path(name).exists())
 
     assert all(outcome.result is not None for outcome in outcomes)
-    assert statuses(tight) == {200: 300}, log[-2000:]
-    assert ledger(urls[0], "select count(*) from attempts") == 300
+    assert statuses(tight) == {200: 200}, log[-2000:]
+    assert ledger(urls[0], "select count(*) from attempts") == 200
     assert ledger(urls[0], "select max(attempt) from jobs") == 1
     # 600 a minute, full bucket 100, of which ten are kept for interactive work.
-    assert took >= (300 - 100) / 10
+    assert took >= (200 - 100) / 10
 
 
 def test_interactive_work_does_not_stand_behind_a_backlog(
@@ -117,7 +117,7 @@ def test_interactive_work_does_not_stand_behind_a_backlog(
 def test_several_keys_are_accounts_with_limits_of_their_own(
     urls: tuple[str, str], tight: Running, tmp_path: Path
 ) -> None:
-    """Two keys allow twice as much: 250 calls need 15 s with one (100 at once, ten a second), 3 s with two."""
+    """Each key has a full bucket of its own: 170 calls are answered at once by two, which needs 7 s with one."""
     env = {
         "WAYBILL_POLICY_FILE": policy_with(tmp_path, '[limits."*"]\nburst_s = 10'),
         "ANTHROPIC_API_KEY": "sandbox-a, sandbox-b",
@@ -126,15 +126,15 @@ def test_several_keys_are_accounts_with_limits_of_their_own(
         running_fleet(*urls, tight.url, tmp_path, workers={"anthropic": 2}, env=env),
         Client(*urls) as client,
     ):
-        outcomes = list(client.results(client.submit_many(haiku(250)), timeout_s=120))
+        outcomes = list(client.results(client.submit_many(haiku(170)), timeout_s=120))
 
     by_account: dict[str, int] = {}
     for line in tight.log():
         by_account[line["account"]] = by_account.get(line["account"], 0) + 1
     assert all(outcome.result is not None for outcome in outcomes)
-    assert statuses(tight) == {200: 250}
+    assert statuses(tight) == {200: 170}
     assert len(by_account) == 2
-    assert min(by_account.values()) >= 70
+    assert min(by_account.values()) >= 60
 
 
 def test_a_frozen_redis_stops_admission_and_nothing_hangs(scene: Scene) -> None:

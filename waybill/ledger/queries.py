@@ -47,14 +47,6 @@ returning id::text, state, created_at
 
 # --- dispatch ---------------------------------------------------------------------------------------------------------
 
-LOAD_QUEUED: Final = """
-select j.id::text, j.intent, j.tenant, j.priority, j.model, j.local_only, j.payload_bytes, j.max_output_tokens, j.needs,
-       extract(epoch from j.deadline_at - now())::float8 as slack_s
-from jobs j left join runs r on r.id = j.run_id
-where j.id = any(%(ids)s::uuid[]) and j.state = 'queued' and not j.cancel_requested
-  and (r.state is null or r.state = 'open')
-"""
-
 ROUTE: Final = """
 with input as (
     select * from unnest(%(ids)s::uuid[], %(providers)s::text[], %(routes)s::text[], %(reasons)s::text[],
@@ -94,6 +86,9 @@ with claimed as (
                       not_before = null
     where j.id = any(%(ids)s::uuid[]) and j.state = 'routed' and j.provider = any(%(providers)s::text[])
       and not j.cancel_requested
+      -- Paused: the job stays where it is; `waybill resume` rings for it again.
+      and not exists (select from runs r where r.id = j.run_id and r.state = 'paused')
+      and j.intent not in (select name from holds where kind = 'intent')
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
               j.stream, j.run_id, j.payload_bytes, extract(epoch from j.deadline_at - now())::float8 as slack_s
 ), begun as (
@@ -240,13 +235,13 @@ with lost as (
 select id::text, state, provider, priority, intent, c ->> 'model' as model from moved
 """
 
+# Only jobs that are on their way to a worker: what is queued the dispatcher finds by itself.
 STALE: Final = """
 with stale as (
     select j.id from jobs j left join runs r on r.id = j.run_id
-    where (r.state is null or r.state = 'open')
-      and ((j.state = 'queued' and j.published_at < now() - %(queued_s)s * interval '1 second')
-        or (j.state = 'routed' and j.provider || '.' || j.priority = any(%(short_queues)s::text[])
-            and j.published_at < now() - %(routed_s)s * interval '1 second'))
+    where (r.state is null or r.state = 'open') and j.intent not in (select name from holds where kind = 'intent')
+      and j.state = 'routed' and j.provider || '.' || j.priority = any(%(short_queues)s::text[])
+      and j.published_at < now() - %(routed_s)s * interval '1 second'
     order by j.published_at limit %(limit)s for update of j skip locked
 )
 update jobs j set published_at = now() from stale where j.id = stale.id

@@ -26,15 +26,16 @@ with recursive found(tenant, line) as (
         where j.state = 'queued' and j.priority = %(priority)s and (j.tenant, {_LINE}) > (f.tenant, f.line)
         order by j.tenant, {_LINE} limit 1
     ) next
-), some as (
+), parts as (
     select tenant, line, split_part(line, ' ', 1) as run, split_part(line, ' ', 2) as intent from found limit {MOST_LINES}
 )
 select s.tenant, s.line, coalesce(t.weight, 1) as weight,
        coalesce(r.state, 'open') as run_state, h.name is not null as is_paused
-from some s
+from parts s
 left join tenants t on t.name = s.tenant
 left join runs r on r.id = nullif(s.run, '')::uuid
 left join holds h on h.kind = 'intent' and h.name = s.intent
+order by s.tenant, s.line
 """  # noqa: S608  # our own constant, no input
 
 NEXT: Final = f"""

@@ -1,0 +1,136 @@
+"""R14, R15, R17: what needs a new interpreter, another clock or many jobs. Runs with WAYBILL_SLOW=1 only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fault.harness import Scene, check, until
+
+pytestmark = pytest.mark.skipif(os.environ.get("WAYBILL_SLOW") != "1", reason="takes minutes; set WAYBILL_SLOW=1")
+
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: apt-get install faketime)")
+@pytest.mark.parametrize("shift", ["+2h", "-2h"])
+def test_r14_a_worker_whose_clock_is_two_hours_off_neither_takes_jobs_early_nor_keeps_them(
+    scene: Scene, shift: str
+) -> None:
+    scene.sandbox.latency("fixed:700ms")
+    scene.fleet.kill("anthropic-1")
+    env = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    scene.fleet.start("anthropic-1", extra_env=env, fresh=True)
+
+    scene.submit(30, one_by_one=True)
+    scene.until_calls(4)
+    scene.fleet.kill("anthropic-2")
+    scene.until_final()
+    verdict = check(scene)
+    scene.fleet.kill("anthropic-1")
+
+    verdict.assert_holds()
+    assert verdict.states == {"succeeded": 30}
+    by_skewed = [row for row in scene.attempts() if f"-{scene.fleet.pid('anthropic-1')}-" in row["worker"]]
+    assert by_skewed
+    assert all(row["state"] == "succeeded" for row in by_skewed), "its leases are the ledger's, whatever its clock says"
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a time namespace needs root and unshare"
+)
+def test_r15_a_worker_whose_monotonic_clock_is_years_ahead_works(scene: Scene) -> None:
+    scene.fleet.kill("anthropic-1")
+    scene.fleet.kill("anthropic-2")
+    scene.fleet.start(
+        "anthropic-1", fresh=True, before=("unshare", "-T", "--monotonic", "100000000", "--boottime", "100000000")
+    )
+
+    scene.submit(10, one_by_one=True)
+    scene.until_final()
+    verdict = check(scene)
+    scene.fleet.kill("anthropic-1")
+
+    verdict.assert_holds()
+    assert verdict.states == {"succeeded": 10}
+
+
+def test_r17_ten_thousand_jobs_do_not_make_a_worker_grow(scene: Scene) -> None:
+    scene.sandbox.latency("fixed:20ms")
+    scene.submit(1000, priority="lo")
+    scene.until_final(300)
+    before_mb = _resident_mb(scene, "anthropic-1")
+
+    scene.submit(9000, priority="lo")
+    scene.until_final(900)
+    verdict = check(scene)
+
+    verdict.assert_holds()
+    assert verdict.states == {"succeeded": 10_000}
+    assert _resident_mb(scene, "anthropic-1") < before_mb + 40
+
+
+def test_r07_postgres_is_down_for_thirty_seconds(scene: Scene) -> None:
+    scene.sandbox.latency("fixed:500ms")
+    scene.submit(20, one_by_one=True)
+    scene.until_calls(3)
+    pids = {name: scene.fleet.pid(name) for name in scene.fleet.names}
+
+    with scene.service_down("postgres"):
+        time.sleep(30)
+    back = time.monotonic()
+    scene.submit(10)
+    scene.until_final()
+    verdict = check(scene)
+
+    verdict.assert_holds()
+    assert verdict.states == {"succeeded": 30}
+    assert time.monotonic() - back < 30
+    assert {name: scene.fleet.pid(name) for name in scene.fleet.names if scene.fleet.alive(name)} == pids
+
+
+def test_r01_at_default_settings_a_killed_workers_jobs_run_again_within_fifteen_seconds(scene: Scene) -> None:
+    scene.sandbox.latency("fixed:2s")
+    for name in ("anthropic-1", "anthropic-2"):
+        scene.fleet.kill(name)
+        scene.fleet.start(name, extra_env={"WAYBILL_LEASE_S": "12"})
+    scene.submit(8, one_by_one=True)
+    until(lambda: _under_way(scene, "anthropic-1") > 0, 20, "the first worker has jobs", scene.told)
+
+    killed_s = time.time()
+    scene.fleet.kill("anthropic-1")
+    pid = f"-{scene.fleet.pid('anthropic-1')}-"
+    scene.until_final()
+    verdict = check(scene)
+    for name in ("anthropic-1", "anthropic-2"):
+        scene.fleet.kill(name)
+
+    verdict.assert_holds()
+    lost = {
+        str(row["job_id"]): row["number"]
+        for row in scene.attempts()
+        if row["state"] == "unknown" and pid in row["worker"]
+    }
+    assert lost
+    again_s = [
+        row["started_at"].timestamp() - killed_s
+        for row in scene.attempts()
+        if lost.get(str(row["job_id"])) == row["number"] - 1
+    ]
+    assert max(again_s) < 15
+
+
+def _under_way(scene: Scene, name: str) -> int:
+    pid = f"-{scene.fleet.pid(name)}-"
+    return sum(row["state"] == "started" and pid in row["worker"] for row in scene.attempts())
+
+
+def _resident_mb(scene: Scene, name: str) -> float:
+    for line in Path(f"/proc/{scene.fleet.pid(name)}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(f"{name} has no memory any more")
