@@ -11,35 +11,52 @@ FROM python:3.13.9-slim-bookworm AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \
     UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1
 WORKDIR /build
+# uv and the build backend, pinned in this file.
 COPY requirements-tools.lock ./
-# uv and the build backend, pinned by hash in this file.
-RUN python -m pip install --require-hashes -r requirements-tools.lock && python -m venv --without-pip /opt/waybill/venv
-COPY requirements.lock ./
-COPY scripts/image_requirements.py ./scripts/
+RUN python -m pip install --require-hashes -r requirements-tools.lock \
+    && python -m venv --without-pip /opt/waybill/venv
+# requirements.lock without what only a checkout needs: the embedded servers and the development tools.
+COPY deploy/image.lock ./
+RUN uv pip install --python /opt/waybill/venv/bin/python --require-hashes --no-deps -r image.lock
 COPY pyproject.toml README.md LICENSE ./
-# Without what only a checkout needs: the embedded servers and the development tools.
-RUN python scripts/image_requirements.py requirements.lock pyproject.toml >image.lock \
-    && uv pip install --python /opt/waybill/venv/bin/python --require-hashes --no-deps -r image.lock
 COPY waybill ./waybill
 RUN uv build --wheel --no-build-isolation --python /usr/local/bin/python --out-dir dist . \
     && uv pip install --python /opt/waybill/venv/bin/python --no-deps dist/*.whl
 
-# --- llama: the binding, compiled for AVX2 (every x86-64 server since 2013 or so), and the model, both by hash -----------
+# --- llama: the binding, compiled with AVX2, FMA and F16C but nothing newer (scripts/local_lane.py), and the model ---------
 FROM packages AS llama
-RUN apt-get update && apt-get install --yes --no-install-recommends g++=4:12.2.0-3 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++=4:12.2.0-3 \
+    && rm -rf /var/lib/apt/lists/*
 COPY requirements-local.lock ./
 COPY scripts/local_lane.py scripts/llama_without_common.cmake ./scripts/
-ENV CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_AVX512=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/build/scripts/llama_without_common.cmake"
-RUN python scripts/image_local.py /opt/waybill/venv /opt/waybill/models
+RUN XDG_CACHE_HOME=/build/cache python scripts/local_lane.py \
+    && awk '/^[a-z]/ {keep = /^(diskcache|jinja2|markupsafe)==/} keep' requirements-local.lock >run-time.lock \
+    && uv pip install --python /opt/waybill/venv/bin/python --require-hashes --no-deps -r run-time.lock \
+    && uv pip install --python /opt/waybill/venv/bin/python --no-deps /build/cache/waybill/wheels/*/*.whl \
+    && mv /build/cache/waybill/models /opt/waybill/models
 
-# --- run: the same Python, so that the environment's interpreter is where it was -----------------------------------------
-FROM python:3.13.9-slim-bookworm AS run
-ENV PATH=/opt/waybill/venv/bin:$PATH PYTHONPATH=/opt/waybill/app \
-    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-WORKDIR /opt/waybill/app
-# The parts of the fleet that are no library, beside the installed one.
-COPY policies ./policies
-COPY producers ./producers
-COPY sandbox ./sandbox
-COPY workers ./workers
-COPY migrations ./migrations
+# --- fleet: the same Python, so that the environment's interpreter is where it was ---------------------------------------
+FROM python:3.13.9-slim-bookworm AS fleet
+ENV PATH=/opt/waybill/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /opt/waybill
+COPY --from=packages /opt/waybill/venv ./venv
+# The parts of the fleet that are no library stand beside it, as in a checkout: the library looks for them there.
+COPY policies ./venv/lib/python3.13/site-packages/policies
+COPY producers ./venv/lib/python3.13/site-packages/producers
+COPY sandbox ./venv/lib/python3.13/site-packages/sandbox
+COPY workers ./venv/lib/python3.13/site-packages/workers
+COPY migrations ./venv/lib/python3.13/site-packages/migrations
+RUN python -m compileall -q ./venv/lib/python3.13/site-packages/policies ./venv/lib/python3.13/site-packages/producers \
+    ./venv/lib/python3.13/site-packages/sandbox ./venv/lib/python3.13/site-packages/workers
+USER 10001:10001
+ENTRYPOINT ["waybill"]
+
+# --- local: the same with the local lane ---------------------------------------------------------------------------------
+FROM fleet AS local
+COPY --from=llama /opt/waybill/venv/lib/python3.13/site-packages ./venv/lib/python3.13/site-packages
+COPY --from=llama /opt/waybill/models ./models
+ENV WAYBILL_LOCAL_MODEL=/opt/waybill/models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+# The target that is built when none is named.
+FROM fleet

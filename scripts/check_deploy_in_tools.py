@@ -1,7 +1,7 @@
 """Runs in the environment of requirements-deploy.lock, never in the project's: parses YAML, applies Kubernetes' schemas.
 
-    parse      YAML documents on stdin -> a JSON list of objects
-    validate   {"versions": [...], "sets": {name: [objects]}} -> {name: [complaints]}
+parse      YAML documents on stdin -> a JSON list of objects
+validate   {"versions": [...], "sets": {name: [objects]}} -> {name: [complaints]}
 """
 
 from __future__ import annotations

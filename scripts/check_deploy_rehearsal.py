@@ -134,7 +134,10 @@ class _Rehearsal:
         if any(pod.name == "worker-local" for pod in self.fleet):
             for number in range(3):
                 yield client.make_job(
-                    intent="classification", prompt=f"Refund {number}, please!", labels=("refund", "praise"), local_only=True
+                    intent="classification",
+                    prompt=f"Refund {number}, please!",
+                    labels=("refund", "praise"),
+                    local_only=True,
                 )
 
     def scale(self, client: Client) -> None:
@@ -198,7 +201,9 @@ class _Rehearsal:
         began_s = time.monotonic()
         for pod in self.carriers:
             pod.until("readinessProbe", 90.0)
-        self.say(f"broker away: all alive, workers not ready; ready again {time.monotonic() - began_s:.1f} s after its return")
+        self.say(
+            f"broker away: all alive, workers not ready; ready again {time.monotonic() - began_s:.1f} s after its return"
+        )
         self._all_succeed(client, ids)
 
     def compare_books(self) -> None:
@@ -229,7 +234,11 @@ class _Rehearsal:
             raise RehearsalFailed(f"written outside the mounted folders, which a read-only root refuses: {strays}")
 
     def _all_succeed(self, client: Client, ids: Sequence[str]) -> None:
-        bad = [f"{outcome.job_id}: {outcome.state.value}" for outcome in client.results(ids, timeout_s=RESULT_S) if outcome.state.value != "succeeded"]
+        bad = [
+            f"{outcome.job_id}: {outcome.state.value}"
+            for outcome in client.results(ids, timeout_s=RESULT_S)
+            if outcome.state.value != "succeeded"
+        ]
         if bad:
             raise RehearsalFailed(f"{len(bad)} of {len(ids)} jobs did not succeed: {bad[0]}")
 

@@ -185,7 +185,9 @@ def scalers_fit(rendered: Rendered) -> Iterator[str]:
             yield f"{name}: minReplicaCount is above maxReplicaCount"
         if "maxReplicaCount" not in spec:
             yield f"{name}: has no maxReplicaCount; more pods than the provider's limit feeds only wait"
-        served = {queue.partition(".")[0] for pod, _, queues in workers(rendered) if pod.name == target for queue in queues}
+        served = {
+            queue.partition(".")[0] for pod, _, queues in workers(rendered) if pod.name == target for queue in queues
+        }
         for trigger in spec.get("triggers", []):
             query = str(trigger.get("metadata", {}).get("query", ""))
             counted = set(re.findall(r"provider = '(\w+)'", query))
@@ -256,7 +258,10 @@ def connections_fit(rendered: Rendered) -> Iterator[str]:
     if not limits:
         return
     each = inspect.signature(Ledger.__init__).parameters["pool_size"].default + 5
-    most = {one["spec"]["scaleTargetRef"]["name"]: one["spec"].get("maxReplicaCount", 100) for one in rendered.of("ScaledObject")}
+    most = {
+        one["spec"]["scaleTargetRef"]["name"]: one["spec"].get("maxReplicaCount", 100)
+        for one in rendered.of("ScaledObject")
+    }
     total = 0
     for pod, container in _fleet(rendered):
         if "WAYBILL_DATABASE_URL" in environment(rendered, container):

@@ -85,7 +85,9 @@ CLUSTER = closed(
             {},
             {
                 "parameters": TEXTS,
-                "synchronous": closed({"method": {"enum": ["any", "first"]}, "number": COUNT}, {"dataDurability": TEXT}),
+                "synchronous": closed(
+                    {"method": {"enum": ["any", "first"]}, "number": COUNT}, {"dataDurability": TEXT}
+                ),
             },
         ),
         "resources": RESOURCES,
@@ -118,9 +120,7 @@ PROMETHEUS_RULE = closed(
                 {
                     "name": TEXT,
                     "rules": several(
-                        closed(
-                            {"alert": TEXT, "expr": TEXT, "labels": TEXTS, "annotations": TEXTS}, {"for": DURATION}
-                        )
+                        closed({"alert": TEXT, "expr": TEXT, "labels": TEXTS, "annotations": TEXTS}, {"for": DURATION})
                     ),
                 }
             )

@@ -148,7 +148,9 @@ class LocalPod:
                 reference = item["valueFrom"]["secretKeyRef"]
                 values = self.stage.secret(reference["name"])
                 if reference["key"] not in values:
-                    raise RehearsalFailed(f"{self.pod.label}: Secret {reference['name']} has no key {reference['key']!r}")
+                    raise RehearsalFailed(
+                        f"{self.pod.label}: Secret {reference['name']} has no key {reference['key']!r}"
+                    )
                 found[item["name"]] = values[reference["key"]]
             else:
                 found[item["name"]] = str(item.get("value", ""))
@@ -236,7 +238,11 @@ class LocalPod:
     def startup_s(self) -> float:
         """How long Kubernetes would wait for its start."""
         how = self.container.get("startupProbe") or self.container.get("readinessProbe") or {}
-        return float(how.get("periodSeconds", 10) * how.get("failureThreshold", 3)) if "startupProbe" in self.container else 60.0
+        return (
+            float(how.get("periodSeconds", 10) * how.get("failureThreshold", 3))
+            if "startupProbe" in self.container
+            else 60.0
+        )
 
     def terminate(self) -> None:
         """Send SIGTERM, as Kubernetes does; `ended` waits."""
@@ -256,7 +262,9 @@ class LocalPod:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise RehearsalFailed(f"{self.pod.label}: had to be killed after its {self.grace_s:.0f} s of grace") from None
+            raise RehearsalFailed(
+                f"{self.pod.label}: had to be killed after its {self.grace_s:.0f} s of grace"
+            ) from None
         if code not in (0, -signal.SIGTERM):
             raise RehearsalFailed(f"{self.pod.label}: ended with {code} after SIGTERM: {self.last_words()}")
         return time.monotonic() - began_s

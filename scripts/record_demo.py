@@ -1,6 +1,6 @@
 """Draws docs/demo.svg: the table that the demo ends with, from a report.json that `./run demo --once --report` wrote.
 
-    ./run demo --once --report report.json && .venv/bin/python scripts/record_demo.py report.json docs/demo.svg
+./run demo --once --report report.json && .venv/bin/python scripts/record_demo.py report.json docs/demo.svg
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from workers.runtime import Runtime
 
 EXCHANGE_S: Final = 0.5
+EXCHANGE_MOST_S: Final = 3.0
 HOLDS_S: Final = 1.0
 GAP_S: Final = 0.05
 """Shortest pause between two exchanges."""
@@ -105,6 +106,7 @@ class Health:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
     _away: bool = False
+    _closing: bool = False
 
     async def start(self) -> None:
         """Read once what the others know, then keep up with them."""
@@ -118,10 +120,12 @@ class Health:
 
     async def close(self) -> None:
         """Tell the rest and stop."""
+        # Not by cancelling: a client that is connecting may take a cancellation for a failed connection and go on.
+        self._closing = True
+        self._wake.set()
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=2 * EXCHANGE_MOST_S)
             self._task.cancel()
-            await asyncio.wait([self._task])
-        await self._exchange_quietly()
 
     def now(self) -> float:
         """Redis's clock, as far as it is known."""
@@ -245,7 +249,7 @@ class Health:
 
     async def _keep_up(self) -> None:
         holds_due = 0.0
-        while True:
+        while not self._closing:
             if time.monotonic() >= holds_due:
                 holds_due = time.monotonic() + HOLDS_S
                 await self._read_holds()
@@ -259,6 +263,7 @@ class Health:
                 continue
             finally:
                 self._wake.clear()
+        await self._exchange_quietly()
 
     async def _read_holds(self) -> None:
         try:
@@ -271,7 +276,7 @@ class Health:
         from redis.exceptions import RedisError
 
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(EXCHANGE_MOST_S):
                 if not await self._exchange():
                     await self._exchange()
             self._away = False
