@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from policies.catalog import Model
-from policies.health import Outage, may_wait, next_open
+from policies.detour import may_wait, next_open
+from policies.health import Outage
 from policies.policyfile import Plan, Policy
 from policies.pricing import PriceBook, estimate_tokens
 from waybill.contract import Candidate, Usage, lane_name

@@ -1,6 +1,6 @@
 """Checks deploy/ without a cluster, in four layers; `./run check-deploy`.
 
-    1 render      every overlay, with a pinned kubectl; the Dockerfile's linter
+    1 render      every overlay, with a pinned kubectl; the Dockerfile's linter; compose.yaml by the rules that fit it
     2 schemas     Kubernetes' own at the oldest and newest supported version, strictly; ours for custom kinds
     3 rules       what no schema knows: the objects fit each other, and fit Waybill's code
     4 rehearsal   every pod as a process of this machine: probes, jobs, SIGTERM, a lost broker, the books
@@ -17,9 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# Run as a program or imported by the tests, never installed: its own folder first, then the checkout.
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-
+import check_deploy_compose
 import check_deploy_pods
 import check_deploy_rules
 import check_deploy_schemas
@@ -34,14 +32,23 @@ RULES = (*check_deploy_pods.RULES, *check_deploy_rules.RULES)
 
 def schema_complaints(objects: Sequence[Object]) -> list[str]:
     """The second layer. A kind for which there is no schema, theirs or ours, is a mistake."""
-    ours = [one for one in objects if check_deploy_schemas.knows(one)]
     theirs = [one for one in objects if not check_deploy_schemas.knows(one)]
-    said = [complaint for one in ours for complaint in check_deploy_schemas.complaints(one)]
-    for line in tools.validate({"": theirs})[""]:
-        if line.startswith("unknown "):
-            _, kind, name = line.split(" ", 2)
-            line = f"{kind} {name}: no schema knows this kind in this API version; was it removed or misspelt?"
-        said.append(line)
+    return own_schema_complaints(objects) + schema_words(tools.validate({"": theirs})[""])
+
+
+def own_schema_complaints(objects: Sequence[Object]) -> list[str]:
+    """What our schemas say of the custom kinds."""
+    ours = [one for one in objects if check_deploy_schemas.knows(one)]
+    return [complaint for one in ours for complaint in check_deploy_schemas.complaints(one)]
+
+
+def schema_words(lines: Sequence[str]) -> list[str]:
+    """The validator's lines; one about a kind that it does not know says what that may mean."""
+    said = []
+    for line in lines:
+        what, _, kind_and_name = line.partition(" ")
+        doubt = "no schema knows this kind in this API version; was it removed or misspelt?"
+        said.append(f"{kind_and_name}: {doubt}" if what == "unknown" else line)
     return said
 
 
@@ -49,6 +56,12 @@ def rule_complaints(objects: Sequence[Object]) -> list[str]:
     """The third layer."""
     rendered = Rendered(objects)
     return [complaint for rule in RULES for complaint in rule(rendered)]
+
+
+def compose_complaints() -> list[str]:
+    """The rules that fit one machine, on compose.yaml."""
+    (document,) = tools.documents((tools.ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    return list(check_deploy_compose.complaints(document))
 
 
 def check(overlay: Path, *, rehearsal: bool) -> list[str]:
@@ -97,6 +110,7 @@ def main() -> int:
     try:
         tools.install()
         said = tools.hadolint(tools.ROOT / "Dockerfile")
+        said += [f"compose.yaml: {line}" for line in compose_complaints()]
         for overlay in every:
             if not given.overlays or overlay.name in given.overlays:
                 said += [f"{overlay.name}: {line}" for line in check(overlay, rehearsal=not given.no_rehearsal)]

@@ -51,7 +51,8 @@ def rehearse(rendered: Rendered, folder: Path, say: Say) -> None:
         extra = {} if provider is None else {"ANTHROPIC_BASE_URL": provider.url, "OPENAI_BASE_URL": provider.openai_url}
         stage = Stage(rendered, folder, url, extra)
         pods = _pods(stage)
-        stack.callback(lambda: [pod.kill() for pod in pods.values()])
+        for pod in pods.values():
+            stack.callback(pod.kill)
         _Rehearsal(stage, pods, provider, say).play()
 
 

@@ -250,11 +250,8 @@ def connections_fit(rendered: Rendered) -> Iterator[str]:
         int(one["spec"].get("postgresql", {}).get("parameters", {}).get("max_connections", 100))
         for one in rendered.of("Cluster")
     ]
-    for pod in rendered.pods:
-        for container in pod.containers:
-            for arg in container.get("args", []):
-                if found := re.fullmatch(r"max_connections=(\d+)", str(arg)):
-                    limits.append(int(found[1]))
+    said = [str(arg) for pod in rendered.pods for container in pod.containers for arg in container.get("args", [])]
+    limits += [int(found[1]) for arg in said if (found := re.fullmatch(r"max_connections=(\d+)", arg))]
     if not limits:
         return
     each = inspect.signature(Ledger.__init__).parameters["pool_size"].default + 5

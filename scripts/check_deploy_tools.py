@@ -72,7 +72,12 @@ def render(folder: Path) -> list[Object]:
     rendered = subprocess.run([_program("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     if rendered.returncode != 0:
         raise CheckError(f"{folder.name}: does not render: {_last(rendered.stderr)}")
-    return list(_ask("parse", rendered.stdout))
+    return documents(rendered.stdout)
+
+
+def documents(text: str) -> list[Object]:
+    """The documents of a YAML text."""
+    return list(_ask("parse", text))
 
 
 def validate(sets: Mapping[str, Sequence[Object]]) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
 from workers.admission import admit, give_back, park
 from workers.crashpoint import crash_point
-from workers.health import hold_back, learn
+from workers.detour import hold_back, learn
 from workers.limiter import Grant
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime

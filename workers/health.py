@@ -1,4 +1,4 @@
-"""The fleet's breakers as a process sees them, and what they do to attempts: hold back, move on, learn.
+"""The fleet's breakers as a process sees them. What they do to attempts is in workers/detour.py.
 
 State and arithmetic are policies/health.py's. All lanes are fields of one Redis hash. A process decides from its own copy,
 which its own calls change at once and which is exchanged with the others every `EXCHANGE_S`, or at once after a failure: so
@@ -17,37 +17,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from policies.fallback import Escalate, GiveUp
-from policies.health import (
-    ACCOUNT,
-    LANE,
-    Breaker,
-    Outage,
-    Pace,
-    Seen,
-    Wait,
-    detour,
-    grant,
-    may_wait,
-    next_open,
-    observe,
-    outage,
-    wait_out,
-)
-from waybill.contract import Candidate, JobState, lane_name
-from waybill.errors import Broken, LedgerUnavailable, Rejected, Throttled, Unavailable
-from waybill.ledger import oncall, turns
+from policies.health import ACCOUNT, LANE, Breaker, Outage, Pace, Seen, grant, observe, outage
+from waybill.contract import Candidate, lane_name
+from waybill.errors import LedgerUnavailable
+from waybill.ledger import turns
 from waybill.names import HEALTH_KEY
-from waybill.streaming import publish_end
-from workers.providers.base import Stop
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from waybill.ledger.engine import Ledger
-    from workers.execute import Attempt
-    from workers.runtime import Runtime
 
 EXCHANGE_S: Final = 0.5
 EXCHANGE_MOST_S: Final = 3.0
@@ -56,8 +36,6 @@ GAP_S: Final = 0.05
 """Shortest pause between two exchanges."""
 ASK_S: Final = 1.0
 """Longest wait for Redis on the way of a job."""
-BEHIND_S: Final = 0.2
-"""When our own loop is later than this, what it measures is its own slowness."""
 HELD_MOST_S: Final = 120.0
 _PENDING: Final = 2000
 
@@ -355,128 +333,3 @@ class Health:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-async def hold_back(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
-    """Keep claimed attempts off lanes that are out: another lane for who cannot wait, the queue of the parked for who can.
-
-    Returns:
-        The attempts that go on (some with the decision to take another lane), and what became of the others by job id.
-    """
-    health = runtime.health
-    going: list[Attempt] = []
-    waiting: list[tuple[Attempt, Wait]] = []
-    for attempt in attempts:
-        here = health.outage(attempt.candidate) if attempt.decision is None else None
-        if here is None:
-            going.append(attempt)
-            continue
-        patient = _is_patient(attempt, here)
-        outages = [health.outage(candidate) for candidate in attempt.route]
-        has_other = next_open(outages, attempt.index, urgent=not patient) is not None
-        if await health.take(attempt.candidate, urgent=not patient and has_other):
-            going.append(attempt)
-            continue
-        decision = detour(attempt.history, outages, patient=patient)
-        if isinstance(decision, Wait):
-            waiting.append((attempt, decision))
-        else:
-            attempt.decision = decision
-            going.append(attempt)
-    return going, await _park(runtime, waiting) if waiting else {}
-
-
-def _is_patient(attempt: Attempt, here: Outage) -> bool:
-    return may_wait(priority=attempt.priority, slack_s=attempt.history.slack_s, outage_s=here.age_s)
-
-
-async def _park(runtime: Runtime, waiting: Sequence[tuple[Attempt, Wait]]) -> dict[str, str]:
-    delays = []
-    for attempt, wait in waiting:
-        delay_s = runtime.health.delay_s(attempt.lane, wait.delay_s)
-        slack_s = attempt.history.slack_s
-        # At its deadline a job must hear that it is too late, whatever it waits for.
-        delays.append(delay_s if slack_s is None else max(0.05, min(delay_s, slack_s)))
-    rows = await runtime.ledger.fetch_patiently(
-        oncall.HOLD_BACK,
-        {
-            "ids": [attempt.job_id for attempt, _ in waiting],
-            "tokens": [attempt.token for attempt, _ in waiting],
-            "numbers": [attempt.number for attempt, _ in waiting],
-            "delays": delays,
-            "reasons": [wait.reason for _, wait in waiting],
-        },
-    )
-    states = {row["id"]: JobState(row["state"]) for row in rows}
-    cancelled = [job_id for job_id, state in states.items() if state is JobState.CANCELLED]
-    if cancelled:
-        from redis.exceptions import RedisError
-
-        try:
-            await publish_end(runtime.redis, cancelled, cancelled)
-        except (RedisError, OSError) as exc:
-            emit("service.away", service="redis", error=str(exc))
-    emit("jobs.parked", level=10, jobs=len(states), lane=waiting[0][0].lane)
-    models = {attempt.job_id: attempt.candidate.model for attempt, _ in waiting}
-    return {job_id: f"{state.value} {models[job_id]} (lane out)" for job_id, state in states.items()}
-
-
-def learn(runtime: Runtime, attempt: Attempt) -> None:
-    """Tell the fleet how an attempt's call went; a patient job whose lane turns out to be out stays with it."""
-    if not attempt.called or attempt.decision is None:
-        return
-    health, failure = runtime.health, attempt.failure
-    account = account_field(attempt.candidate.provider, attempt.account)
-    seen = _seen(runtime, attempt)
-    if isinstance(failure, Rejected) and failure.account_wide:
-        health.learn(account, Seen(seen.began if seen else health.now(), failed=True, why=str(failure)))
-        return
-    if seen is None:
-        return
-    health.learn(attempt.lane, seen)
-    if not seen.failed and health.knows_trouble(account):
-        health.learn(account, Seen(seen.began))
-    if failure is not None and seen.failed:
-        here = health.outage(attempt.candidate)
-        if here is not None and here.blocks(urgent=False):
-            attempt.decision = wait_out(
-                attempt.decision,
-                failure,
-                here,
-                patient=_is_patient(attempt, here),
-                delay_s=health.delay_s(attempt.lane, here.wait_s),
-            )
-
-
-def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
-    """What the call says about its lane; None when it says nothing."""
-    seconds = time.monotonic() - attempt.called_at
-    began = runtime.health.now() - seconds
-    failure, answer = attempt.failure, attempt.answer
-    if failure is not None:
-        if isinstance(failure, Throttled) or failure.code in ("cancelled", "closed"):
-            return None
-        if isinstance(failure, Rejected):
-            # The model is not there or not for us: so for every job. Anything else is this request's own fault.
-            is_lanes = failure.account_wide or failure.code in ("not_found", "permission")
-            return Seen(began, failed=True, why=str(failure)) if is_lanes else None
-        return Seen(
-            began,
-            failed=isinstance(failure, Unavailable),
-            malformed=isinstance(failure, Broken),
-            why=str(failure),
-        )
-    if answer is None:
-        return None
-    is_local = attempt.candidate.provider == "local"
-    is_weak = isinstance(attempt.decision, Escalate | GiveUp) and answer.stop is Stop.COMPLETE
-    timely = runtime.health.behind_s < BEHIND_S
-    return Seen(
-        began,
-        # Our own model is asked because it may be unsure; that is no illness.
-        unfit=is_weak and not is_local,
-        refused=answer.stop is Stop.REFUSED,
-        seconds=seconds if timely and not attempt.job.stream else None,
-        output_tokens=answer.usage.output_tokens if answer.usage is not None else 0,
-        first_token_s=answer.first_token_s if timely else None,
-    )

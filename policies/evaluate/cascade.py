@@ -180,7 +180,7 @@ def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[f
     """
     folds = [draw_folds(train.prompts, count=FOLDS, seed=seed + repeat) for repeat in range(REPEATS)]
     gains = train.relative()
-    precall, unseen = fit_precall(train.prompts, train.intents, np.column_stack([gains, train.scores[:, 0]]), folds)
+    precall, unseen = fit_precall(train.prompts, train.intents, train.scores, folds)
     asked = _asked(train)
     states: list[Paid] = [paid for size in range(len(asked) + 1) for paid in combinations(asked, size)]
     evidence = gather(train.prompts, train.intents, train.answers, train.costs, precall=precall, scores=unseen)

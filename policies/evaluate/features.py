@@ -21,18 +21,35 @@ from policies.evaluate.outcomes import Floats
 # All work is on UTF-8 bytes: lower-casing and translating a str with one sign outside ASCII is ten times slower. A run of
 # letters of another script is one token.
 _TOKEN = re.compile(rb"[a-z]+|0{1,4}|[\x80-\xff]+|[^\sa-z0\x80-\xff]")
-_NUMBER = re.compile(rb"\d[\d,.]*")
+_NUMBER = re.compile(rb"\d+(?:\.\d+)?")
+_OPTION = re.compile(rb"\n[A-J][.)] (.*)")
+_OPTION_LIST = re.compile(rb"\n\(?A[.)] |Options:")
+_OPTIONS_WITHIN = 2_000
 _PLAIN = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
 # Digits, signs of formulas and capitals each become one letter, to be counted in one pass.
 _FORMULA = b"+-*/=^<>\\{}[]()_"
 _KINDS = bytes.maketrans(
     b"0123456789" + _FORMULA + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 10 + b"+" * len(_FORMULA) + b"A" * 26
 )
-_NEGATIONS = (b" not ", b" not\n", b"except", b" never", b"incorrect", b" false", b" least ")
+# Kinds of words that make a question harder for one model than for another, one column each: steps of a sum, comparisons,
+# conditions, time, denials, and forms of examination questions.
+_CUES = (
+    b"half third quarter fifth fraction",
+    b"percent percentage",
+    b"more less fewer than",
+    b"times twice double triple many much",
+    b"each every per",
+    b"if when after before then",
+    b"hour hours minute minutes day days week weeks month months year years",
+    b"not except never incorrect false least",
+    b"statement following",
+)
+_CUE_OF = {word: column for column, words in enumerate(_CUES) for word in words.split()}
+_LARGEST = 1e15
 # A prompt's head says what is asked; reading on costs time on the hot path and tells little more (docs/routing.md).
 READ_CHARS = 600
 _MIN_PROMPTS = 2  # a token seen in one prompt cannot teach anything about another
-SURFACE_SIZE = 12
+SURFACE_SIZE = 26 + len(_CUES)
 
 
 # A pair is joined: a tuple would be tracked by the garbage collector, whose runs then cost more than the joining.
@@ -41,31 +58,63 @@ Token = bytes
 
 def tokens(prompt: str) -> set[Token]:
     """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
-    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
+    found = _read(prompt)
     return {*found, *map(b" ".join, pairwise(found))}
 
 
 def surface(prompt: str) -> tuple[float, ...]:
-    """Return `SURFACE_SIZE` numbers about a prompt's form: length, digits, signs, options, lines, questions."""
+    """Return `SURFACE_SIZE` numbers about a prompt's form: length, numbers, signs, options, lines, sentences, cue words."""
     head = _head(prompt)
-    size = max(len(head), 1)
-    kinds, lowered = head.translate(_KINDS), head.translate(_PLAIN)
-    words = head.count(b" ") + head.count(b"\n") + 1
-    options = head.rpartition(b"Options:")[2].count(b" | ") if b"Options:" in head else 0
+    stem = _OPTION_LIST.split(head, maxsplit=1)[0]
+    size = max(len(stem), 1)
+    kinds = stem.translate(_KINDS)
+    words = stem.count(b" ") + stem.count(b"\n") + 1
+    options = _OPTION.findall(prompt[:_OPTIONS_WITHIN].encode("utf-8", "replace")) if len(stem) < len(head) else []
+    piped = head.rpartition(b"Options:")[2].count(b" | ") if b"Options:" in head else 0
+    sizes = [len(option) for option in options] or [0]
+    mean = sum(sizes) / len(sizes)
+    numbers = _NUMBER.findall(stem)
+    cues = [0.0] * len(_CUES)
+    # Where options are given an answer is picked, not worked out: counting steps only blurs that (docs/routing.md).
+    for word in () if options or piped else stem.translate(_PLAIN).split():
+        if (column := _CUE_OF.get(word)) is not None:
+            cues[column] += 1.0
+    question = stem.rpartition(b"?")[0].rpartition(b". ")[2]
     return (
         math.log1p(len(prompt)),
+        math.log1p(len(stem)),
         math.log1p(words),
+        size / words,
         kinds.count(b"0") / size,
         kinds.count(b"+") / size,
-        float(len(_NUMBER.findall(head))),
-        float(options),
-        float(head.count(b"\n")),
-        float(head.count(b"?")),
-        len(head) / words,
         kinds.count(b"A") / size,
-        float(head.count(b". ")),
-        float(sum(map(lowered.count, _NEGATIONS))),
+        math.log1p(len(numbers)),
+        math.log1p(len(set(numbers))),
+        math.log1p(min(max(map(float, numbers), default=0.0), _LARGEST)),
+        float(sum(b"." in number for number in numbers)),
+        float(stem.count(b"$")),
+        float(stem.count(b"%")),
+        float(head.count(b"\n")),
+        float(stem.count(b"?")),
+        float(stem.count(b". ")),
+        float(stem.count(b",")),
+        float(stem.count(b"__")),
+        float(stem.count(b"Statement")),
+        math.log1p(len(question)),
+        float(piped),
+        float(len(set(options))),
+        math.log1p(mean),
+        math.log1p(max(sizes)),
+        math.sqrt(sum((one - mean) ** 2 for one in sizes) / len(sizes)) / (mean + 1),
+        float(sum(option[:1].isdigit() for option in options)),
+        *cues,
     )
+
+
+def _read(prompt: str) -> list[Token]:
+    """Return the tokens of a prompt's head in order."""
+    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
+    return found
 
 
 def _head(prompt: str) -> bytes:

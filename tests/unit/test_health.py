@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies import health
+from policies.detour import Wait, detour, may_wait, wait_out
 from policies.fallback import History, Reroute, Snooze
-from policies.health import Breaker, Outage, Seen, Wait, advance, detour, grant, may_wait, observe, outage, wait_out
+from policies.health import Breaker, Outage, Seen, advance, grant, observe, outage
 from waybill.contract import Candidate
 from waybill.errors import Unavailable
 

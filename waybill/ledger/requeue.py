@@ -12,6 +12,7 @@ with moved as (
                       run_id = coalesce(j.run_id, %(run_id)s::uuid),
                       deadline_at = now() + %(deadline_s)s::float8 * interval '1 second'
     where j.id = any(%(ids)s::uuid[]) and j.state in ('failed', 'dead')
+      and exists (select from payloads p where p.job_id = j.id) -- a dropped one has nothing left to ask
     returning j.id, j.attempt
 ), noted as (
     insert into decisions (job_id, attempt, outcome, reason)

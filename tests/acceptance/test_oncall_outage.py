@@ -1,0 +1,126 @@
+"""A provider is down: interactive work does not feel it, batch work waits at no cost, nobody storms the provider's return."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sandbox.testing import Running, running
+from tests.fleet import RunningFleet, running_fleet
+from waybill import Client, Job
+from waybill.cli import cli
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Running]:
+    with running() as provider:
+        provider.latency("fixed:20ms")
+        yield provider
+
+
+@pytest.fixture
+def fleet(database_url: str, redis_url: str, sandbox: Running, tmp_path: Path) -> Iterator[RunningFleet]:
+    with running_fleet(database_url, redis_url, sandbox.url, tmp_path) as programs:
+        yield programs
+
+
+@pytest.fixture
+def client(database_url: str, redis_url: str, fleet: RunningFleet) -> Iterator[Client]:
+    with Client(database_url, redis_url) as connected:
+        yield connected
+
+
+def calls(sandbox: Running, *, status: int, model: str = "claude") -> list[dict[str, object]]:
+    return [line for line in sandbox.log() if line["status"] == status and str(line["model"]).startswith(model)]
+
+
+def test_from_the_second_interactive_job_on_the_dead_lane_is_not_tried_first(client: Client, sandbox: Running) -> None:
+    client.result(client.submit(intent="extraction", prompt="well"), timeout_s=30)
+    sandbox.fault("overloaded", model="claude-*")
+    client.result(client.submit(intent="extraction", prompt="first"), timeout_s=30)
+    tried = len(calls(sandbox, status=529))
+
+    for n in range(5):
+        began = time.monotonic()
+        result = client.result(client.submit(intent="extraction", prompt=f"later {n}"), timeout_s=30)
+        took = time.monotonic() - began
+        assert result.model == "gpt-6-luna"
+        assert took < 1.0, f"job {n} took {took:.2f} s"
+        assert result.reason != "", "a fallback is never silent"
+    # All five came within the first pause of the breaker or were no probes.
+    assert len(calls(sandbox, status=529)) - tried <= 1
+
+
+def test_batch_jobs_wait_an_outage_out_and_cost_nothing_extra(client: Client, sandbox: Running, redis_url: str) -> None:
+    sandbox.fault("overloaded", model="claude-*")
+    ids = client.submit_many([Job(intent="extraction", prompt=f"row {n}", priority="lo") for n in range(60)])
+    time.sleep(8)  # the outage: there is no event to wait for
+    states = client.states(ids)
+    during = len(calls(sandbox, status=529))
+    assert "succeeded" not in states.values(), "nobody paid for another lane"
+
+    sandbox.clear_faults()
+    outcomes = list(client.results(ids, timeout_s=60))
+
+    assert {outcome.result.model for outcome in outcomes if outcome.result} == {"claude-haiku-5-5"}
+    assert len(outcomes) == 60
+    assert len(calls(sandbox, status=200)) == 60, "each was paid once"
+    # The first wave was under way before anybody could know; after that there are two probes in each pause (1, 2, 4 s).
+    assert during <= 60 + 2 * 4
+    assert not calls(sandbox, status=200, model="gpt")
+
+
+def test_the_return_of_a_provider_meets_no_stampede(client: Client, sandbox: Running) -> None:
+    sandbox.fault("overloaded", model="claude-*")
+    client.submit_many([Job(intent="extraction", prompt=f"warm {n}", priority="lo") for n in range(5)])
+    time.sleep(2)
+    ids = client.submit_many([Job(intent="extraction", prompt=f"row {n}", priority="lo") for n in range(400)])
+    time.sleep(3)
+    sandbox.clear_faults()
+
+    outcomes = list(client.results(ids, timeout_s=90))
+
+    assert all(outcome.result for outcome in outcomes)
+    answered = sorted(float(line["at"]) for line in sandbox.log() if line["status"] == 200)  # type: ignore[arg-type]
+    in_the_first_second = sum(at < answered[0] + 1.0 for at in answered)
+    assert in_the_first_second < 40, f"{in_the_first_second} of 400 waiting jobs came at once"
+
+
+def test_a_job_whose_deadline_is_near_does_not_wait(client: Client, sandbox: Running) -> None:
+    sandbox.fault("overloaded", model="claude-*")
+    client.result(client.submit(intent="extraction", prompt="opens it"), timeout_s=30)
+
+    urgent = client.submit(Job(intent="extraction", prompt="soon", priority="lo", deadline_s=60))
+
+    assert client.result(urgent, timeout_s=20).model == "gpt-6-luna"
+
+
+def test_a_refused_account_is_left_alone_until_somebody_resumes_it(
+    client: Client, sandbox: Running, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", database_url)
+    monkeypatch.setenv("WAYBILL_REDIS_URL", redis_url)
+    sandbox.fault("unauthorized", model="claude-*")
+    assert client.result(client.submit(intent="extraction", prompt="finds out"), timeout_s=30).model == "gpt-6-luna"
+    time.sleep(1)
+    refused = len(calls(sandbox, status=401))
+
+    for intent in ("extraction", "summarization", "reasoning"):
+        result = client.result(client.submit(intent=intent, prompt="goes elsewhere"), timeout_s=30)
+        assert result.model.startswith("gpt")
+    assert len(calls(sandbox, status=401)) == refused, "all of the account's models are left alone, not one by one"
+    shown = CliRunner().invoke(cli, ["status"])
+    assert "account anthropic@" in shown.output
+    assert "is refused (open)" in shown.output
+
+    sandbox.clear_faults()
+    undone = CliRunner().invoke(cli, ["resume", "anthropic"])
+    assert undone.exit_code == 0, undone.output
+    assert "1 refused account(s) get a new try" in undone.output
+    end = time.monotonic() + 20
+    while client.result(client.submit(intent="extraction", prompt="back?"), timeout_s=30).model != "claude-haiku-5-5":
+        assert time.monotonic() < end

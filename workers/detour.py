@@ -1,0 +1,150 @@
+"""What the breakers do to attempts: keep them off lanes that are out, and learn from each call how its lane is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from policies.detour import Wait, detour, may_wait, next_open, wait_out
+from policies.fallback import Escalate, GiveUp
+from policies.health import Outage, Seen
+from waybill.contract import JobState
+from waybill.errors import Broken, Rejected, Throttled, Unavailable
+from waybill.ledger import oncall
+from waybill.streaming import publish_end
+from workers.health import account_field
+from workers.providers.base import Stop
+from workers.telemetry import emit
+
+if TYPE_CHECKING:
+    from workers.execute import Attempt
+    from workers.runtime import Runtime
+
+BEHIND_S: Final = 0.2
+"""When our own loop is later than this, what it measures is its own slowness."""
+
+
+async def hold_back(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
+    """Keep claimed attempts off lanes that are out: another lane for who cannot wait, the queue of the parked for who can.
+
+    Returns:
+        The attempts that go on (some with the decision to take another lane), and what became of the others by job id.
+    """
+    health = runtime.health
+    going: list[Attempt] = []
+    waiting: list[tuple[Attempt, Wait]] = []
+    for attempt in attempts:
+        here = health.outage(attempt.candidate) if attempt.decision is None else None
+        if here is None:
+            going.append(attempt)
+            continue
+        patient = _is_patient(attempt, here)
+        outages = [health.outage(candidate) for candidate in attempt.route]
+        has_other = next_open(outages, attempt.index, urgent=not patient) is not None
+        if await health.take(attempt.candidate, urgent=not patient and has_other):
+            going.append(attempt)
+            continue
+        decision = detour(attempt.history, outages, patient=patient)
+        if isinstance(decision, Wait):
+            waiting.append((attempt, decision))
+        else:
+            attempt.decision = decision
+            going.append(attempt)
+    return going, await _park(runtime, waiting) if waiting else {}
+
+
+def _is_patient(attempt: Attempt, here: Outage) -> bool:
+    return may_wait(priority=attempt.priority, slack_s=attempt.history.slack_s, outage_s=here.age_s)
+
+
+async def _park(runtime: Runtime, waiting: Sequence[tuple[Attempt, Wait]]) -> dict[str, str]:
+    delays = []
+    for attempt, wait in waiting:
+        delay_s = runtime.health.delay_s(attempt.lane, wait.delay_s)
+        slack_s = attempt.history.slack_s
+        # At its deadline a job must hear that it is too late, whatever it waits for.
+        delays.append(delay_s if slack_s is None else max(0.05, min(delay_s, slack_s)))
+    rows = await runtime.ledger.fetch_patiently(
+        oncall.HOLD_BACK,
+        {
+            "ids": [attempt.job_id for attempt, _ in waiting],
+            "tokens": [attempt.token for attempt, _ in waiting],
+            "numbers": [attempt.number for attempt, _ in waiting],
+            "delays": delays,
+            "reasons": [wait.reason for _, wait in waiting],
+        },
+    )
+    states = {row["id"]: JobState(row["state"]) for row in rows}
+    cancelled = [job_id for job_id, state in states.items() if state is JobState.CANCELLED]
+    if cancelled:
+        from redis.exceptions import RedisError
+
+        try:
+            await publish_end(runtime.redis, cancelled, cancelled)
+        except (RedisError, OSError) as exc:
+            emit("service.away", service="redis", error=str(exc))
+    emit("jobs.parked", level=10, jobs=len(states), lane=waiting[0][0].lane)
+    models = {attempt.job_id: attempt.candidate.model for attempt, _ in waiting}
+    return {job_id: f"{state.value} {models[job_id]} (lane out)" for job_id, state in states.items()}
+
+
+def learn(runtime: Runtime, attempt: Attempt) -> None:
+    """Tell the fleet how an attempt's call went; a patient job whose lane turns out to be out stays with it."""
+    if not attempt.called or attempt.decision is None:
+        return
+    health, failure = runtime.health, attempt.failure
+    account = account_field(attempt.candidate.provider, attempt.account)
+    seen = _seen(runtime, attempt)
+    if isinstance(failure, Rejected) and failure.account_wide:
+        health.learn(account, Seen(seen.began if seen else health.now(), failed=True, why=str(failure)))
+        return
+    if seen is None:
+        return
+    health.learn(attempt.lane, seen)
+    if not seen.failed and health.knows_trouble(account):
+        health.learn(account, Seen(seen.began))
+    if failure is not None and seen.failed:
+        here = health.outage(attempt.candidate)
+        if here is not None and here.blocks(urgent=False):
+            attempt.decision = wait_out(
+                attempt.decision,
+                failure,
+                here,
+                patient=_is_patient(attempt, here),
+                delay_s=health.delay_s(attempt.lane, here.wait_s),
+            )
+
+
+def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
+    """What the call says about its lane; None when it says nothing."""
+    seconds = time.monotonic() - attempt.called_at
+    began = runtime.health.now() - seconds
+    failure, answer = attempt.failure, attempt.answer
+    if failure is not None:
+        if isinstance(failure, Throttled) or failure.code in ("cancelled", "closed"):
+            return None
+        if isinstance(failure, Rejected):
+            # The model is not there or not for us: so for every job. Anything else is this request's own fault.
+            is_lanes = failure.account_wide or failure.code in ("not_found", "permission")
+            return Seen(began, failed=True, why=str(failure)) if is_lanes else None
+        return Seen(
+            began,
+            failed=isinstance(failure, Unavailable),
+            malformed=isinstance(failure, Broken),
+            why=str(failure),
+        )
+    if answer is None:
+        return None
+    is_local = attempt.candidate.provider == "local"
+    is_weak = isinstance(attempt.decision, Escalate | GiveUp) and answer.stop is Stop.COMPLETE
+    timely = runtime.health.behind_s < BEHIND_S
+    return Seen(
+        began,
+        # Our own model is asked because it may be unsure; that is no illness.
+        unfit=is_weak and not is_local,
+        refused=answer.stop is Stop.REFUSED,
+        seconds=seconds if timely and not attempt.job.stream else None,
+        output_tokens=answer.usage.output_tokens if answer.usage is not None else 0,
+        first_token_s=answer.first_token_s if timely else None,
+    )
