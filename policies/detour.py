@@ -58,15 +58,23 @@ def next_open(outages: Sequence[Outage | None], index: int, *, urgent: bool) -> 
 
 
 def wait_out(
-    decision: Decision, failure: ProviderError, here: Outage | None, *, patient: bool, delay_s: float
+    decision: Decision,
+    failure: ProviderError,
+    here: Outage | None,
+    history: History,
+    *,
+    patient: bool,
+    delay_s: float,
 ) -> Decision:
-    """A fallback that a patient job does not make: its lane is out as a whole, and the call cost nothing.
+    """A fallback that a patient job does not make: its lane is out as a whole, and another one would cost more.
 
     Where the lane is otherwise well the job itself may be what fails, so it moves on; a call that may have been billed
-    counts as an attempt and moves on, too.
+    counts as an attempt and moves on, too. The call that failed cost nothing and uses up no attempt.
     """
     if not isinstance(decision, Reroute) or not isinstance(failure, Unavailable) or failure.billed is not False:
         return decision
-    if here is None or here.is_drained or not patient or not here.blocks(urgent=False):
+    if here is None or here.is_drained or here.is_suspicion or not patient:
+        return decision
+    if history.route[decision.index].estimate_usd <= history.route[history.index].estimate_usd:
         return decision
     return Snooze(delay_s, f"{failure}; the job has time: later on the same lane, {here.reason}")

@@ -222,6 +222,11 @@ class Outage:
     spare_urgent: int = 0
     is_drained: bool = False
 
+    @property
+    def is_suspicion(self) -> bool:
+        """Whether the lane is closed all the same: only urgent work keeps away from it for a moment."""
+        return self.spare >= ANY_NUMBER
+
     def blocks(self, *, urgent: bool) -> bool:
         """Whether nothing more is let through now."""
         return (self.spare_urgent if urgent else self.spare) <= 0

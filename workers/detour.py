@@ -106,11 +106,12 @@ def learn(runtime: Runtime, attempt: Attempt) -> None:
         health.learn(account, Seen(seen.began))
     if failure is not None and seen.failed:
         here = health.outage(attempt.candidate)
-        if here is not None and here.blocks(urgent=False):
+        if here is not None:
             attempt.decision = wait_out(
                 attempt.decision,
                 failure,
                 here,
+                attempt.history,
                 patient=_is_patient(attempt, here),
                 delay_s=health.delay_s(attempt.lane, here.wait_s),
             )

@@ -8,8 +8,20 @@ from statistics import NormalDist
 
 from policies.evaluate.outcomes import Floats
 
-# One-sided. The margin itself is never typed in: it is this many standard errors of the labels at hand.
-CONFIDENCE = 0.90
+# The promise (issue 4): over random halves the mean quality meets the target, and at most one half in twenty lies more than a
+# point under it. The margin itself is never typed in: these fix how many standard errors of the labels at hand it takes.
+SURE_OF_TARGET = 0.75
+SLACK = 0.01
+# A chance of 2.7 % each leaves two or more such halves among twenty with 10 % (binomial).
+SURE_OF_SLACK = 0.973
+_STEPS_OF_TARGET = NormalDist().inv_cdf(SURE_OF_TARGET)
+# Another half of the same size is as uncertain as the labels: their difference has the square root of two of one error.
+STEPS_OF_SLACK = NormalDist().inv_cdf(SURE_OF_SLACK) * math.sqrt(2)
+
+
+def margin(standard_error: float) -> float:
+    """Return how far above the target a measured ratio must lie for the promise to hold (normal approximation)."""
+    return max(_STEPS_OF_TARGET * standard_error, STEPS_OF_SLACK * standard_error - SLACK)
 
 
 @dataclass(frozen=True)
@@ -20,9 +32,9 @@ class Quality:
     standard_error: float
     labels: int
 
-    def lower_bound(self, confidence: float = CONFIDENCE) -> float:
-        """Return the value which the true ratio exceeds with this confidence (normal approximation)."""
-        return self.ratio - NormalDist().inv_cdf(confidence) * self.standard_error
+    def lower_bound(self) -> float:
+        """Return the largest target for which the promise holds."""
+        return self.ratio - margin(self.standard_error)
 
 
 def paired_quality(relative: Floats, flagship: Floats) -> Quality:
@@ -38,15 +50,15 @@ def paired_quality(relative: Floats, flagship: Floats) -> Quality:
     return Quality(ratio=1 + shift, standard_error=spread / mean / math.sqrt(len(relative)), labels=len(relative))
 
 
-def labels_lacking(quality: Quality, *, target: float, confidence: float = CONFIDENCE) -> int | None:
+def labels_lacking(quality: Quality, *, target: float) -> int | None:
     """Return how many more labels of the same kind would show the target, 0 if it is shown, None if none would.
 
     None: the plan's own ratio is not above the target, so more labels only make that surer.
     """
-    if quality.lower_bound(confidence) >= target:
+    if quality.lower_bound() >= target:
         return 0
     gap = quality.ratio - target
     if gap <= 0 or not math.isfinite(quality.standard_error):
         return None
-    needed = quality.labels * (NormalDist().inv_cdf(confidence) * quality.standard_error / gap) ** 2
-    return max(1, math.ceil(needed) - quality.labels)
+    largest_error = min(gap / _STEPS_OF_TARGET, (gap + SLACK) / STEPS_OF_SLACK)
+    return max(1, math.ceil(quality.labels * (quality.standard_error / largest_error) ** 2) - quality.labels)

@@ -2,8 +2,9 @@
 
 A state is the set of models paid for. Backwards from the fullest state, the value of each move is predicted from what is known
 there: stopping is worth the answer's expected score minus the flagship's, escalating is worth 0, buying is worth what the best
-play afterwards is worth; every move is charged its expected cost times a price of money. One price governs the whole policy; it
-is the largest saving whose quality, measured out of fold, keeps its lower confidence bound above the target (issue 4).
+play afterwards is worth; every move is charged its expected cost times a price of money, and its expected squared difference to
+the flagship times a price of doubt, because doubt widens the margin. One price of money governs the whole policy; it is the
+largest saving whose quality, measured out of fold, keeps its lower bound above the target (issue 4).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import combinations
 
 import numpy as np
 
-from policies.evaluate.bounds import Quality, paired_quality
+from policies.evaluate.bounds import STEPS_OF_SLACK, Quality, paired_quality
 from policies.evaluate.folds import draw_folds
 from policies.evaluate.knowledge import Evidence, Knowledge, Paid, answered_models, gather, settle_knowledge
 from policies.evaluate.outcomes import Floats, Ints, Outcomes
@@ -60,8 +61,8 @@ class Setting:
 class Cascade:
     """A fitted policy for every price, of which `chosen` is the one that meets the target (None: flagship for all).
 
-    Columns of `steps[paid]`: for each pool model its score minus the flagship's; for each model its cost; then, per asked model
-    not yet paid for, the value of going on at each price.
+    Columns of `steps[paid]`: for each pool model its score minus the flagship's, less the price of doubt; for each model its
+    cost; then, per asked model not yet paid for, the value of going on at each price.
     """
 
     models: tuple[str, ...]
@@ -185,30 +186,19 @@ def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[f
     states: list[Paid] = [paid for size in range(len(asked) + 1) for paid in combinations(asked, size)]
     evidence = gather(train.prompts, train.intents, train.answers, train.costs, precall=precall, scores=unseen)
     knowledge = settle_knowledge(train, evidence, precall, states)
-    rates = np.array(prices) / train.costs[:, 0].mean()
-    steps: dict[Paid, Frozen] = {}
-    # After the backward pass `after[()]` holds, per price, what the policy earned and paid on each training item, out of fold.
-    after: dict[Paid, _Value] = {}
-    for paid in sorted(states, key=len, reverse=True):
-        smoother = Smoother(knowledge.rows(evidence, paid), shape_by=gains, folds=folds, seed=seed)
-        unpaid = [model for model in asked if model not in paid]
-        outcomes = np.hstack([gains, train.costs, *(after[_with(paid, model)].worth for model in unpaid)])
-        steps[paid] = smoother.freeze(outcomes)
-        after[paid] = _back_up(train, paid, asked, smoother.unseen(outcomes), rates, after)
-    value = after[()]
-    settings = tuple(
-        Setting(
-            price=float(price),
-            quality=paired_quality(value.relative[:, number], train.scores[:, 0]),
-            saving=1 - float(value.cost[:, number].mean() / train.costs[:, 0].mean()),
-        )
-        for number, price in enumerate(prices)
-    )
+    smoothers = {
+        paid: Smoother(knowledge.rows(evidence, paid), shape_by=gains, folds=folds, seed=seed)
+        for paid in sorted(states, key=len, reverse=True)
+    }
+    # First without a price of doubt; the margin of what was chosen then sets that price.
+    _, careless = _plan(train, asked, smoothers, prices, doubt=0.0)
+    doubt = _price_of_doubt(careless, target, flagship=float(train.scores[:, 0].mean()))
+    wanted, settings = _plan(train, asked, smoothers, prices, doubt=doubt)
     return Cascade(
         models=train.models,
         asked=asked,
         knowledge=knowledge,
-        steps=steps,
+        steps={paid: smoother.freeze(wanted[paid]) for paid, smoother in smoothers.items()},
         settings=settings,
         chosen=choose_setting(settings, target),
         unit_cost=float(train.costs[:, 0].mean()),
@@ -224,6 +214,51 @@ def choose_setting(settings: Sequence[Setting], target: float) -> int | None:
         if setting.quality.lower_bound() >= target and setting.saving > 0
     ]
     return max(safe, key=lambda number: settings[number].saving, default=None)
+
+
+def _price_of_doubt(settings: Sequence[Setting], target: float, *, flagship: float) -> float:
+    """Return what a unit of squared difference to the flagship costs in score points.
+
+    A policy must keep its ratio minus its margin above the target, and the margin grows with the standard error. The price is
+    the derivative of that margin with respect to one item's squared difference, at the plan chosen without it. An answer that
+    differs often, though for better as often as for worse, is thus paid for by its gain or left.
+    """
+    chosen = choose_setting(settings, target)
+    saving = [setting for setting in settings if setting.saving > 0] or list(settings)
+    plan = max(saving, key=lambda each: each.quality.lower_bound()) if chosen is None else settings[chosen]
+    error, labels = plan.quality.standard_error, plan.quality.labels
+    if not 0 < error < np.inf:
+        return 0.0
+    return STEPS_OF_SLACK / (2 * labels * error * flagship)
+
+
+def _plan(
+    train: Outcomes, asked: tuple[int, ...], smoothers: dict[Paid, Smoother], prices: Sequence[float], *, doubt: float
+) -> tuple[dict[Paid, Floats], tuple[Setting, ...]]:
+    """Return what each state's smoother has to predict, and what the policy did at each price, out of fold.
+
+    Args:
+        smoothers: By state, the fullest first.
+    """
+    gains, unit = train.relative(), train.costs[:, 0].mean()
+    rates = np.array(prices) / unit
+    wanted: dict[Paid, Floats] = {}
+    # In the end `after[()]` holds, per price, what the policy earned and paid on each training item, out of fold.
+    after: dict[Paid, _Value] = {}
+    for paid, smoother in smoothers.items():
+        unpaid = [model for model in asked if model not in paid]
+        worths = [after[_with(paid, model)].worth for model in unpaid]
+        wanted[paid] = np.hstack([gains - doubt * gains**2, train.costs, *worths])
+        after[paid] = _back_up(train, paid, asked, smoother.unseen(wanted[paid]), rates, after)
+    value = after[()]
+    return wanted, tuple(
+        Setting(
+            price=float(price),
+            quality=paired_quality(value.relative[:, number], train.scores[:, 0]),
+            saving=1 - float(value.cost[:, number].mean() / unit),
+        )
+        for number, price in enumerate(prices)
+    )
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from policies.evaluate.outcomes import Floats
 # letters of another script is one token.
 _TOKEN = re.compile(rb"[a-z]+|0{1,4}|[\x80-\xff]+|[^\sa-z0\x80-\xff]")
 _NUMBER = re.compile(rb"\d+(?:\.\d+)?")
-_OPTION = re.compile(rb"\n[A-J][.)] (.*)")
+# The lettered options of a question stand in a list below it, or in one line after this word.
 _OPTION_LIST = re.compile(rb"\n\(?A[.)] |Options:")
-_OPTIONS_WITHIN = 2_000
+_OPTION = re.compile(rb"\n[A-J][.)] (.*)")
+_OPTIONS_WITHIN = 2_000  # characters: options are few and telling, so they are read beyond the head
 _PLAIN = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ123456789", b"abcdefghijklmnopqrstuvwxyz000000000")
 # Digits, signs of formulas and capitals each become one letter, to be counted in one pass.
 _FORMULA = b"+-*/=^<>\\{}[]()_"
@@ -32,7 +33,7 @@ _KINDS = bytes.maketrans(
     b"0123456789" + _FORMULA + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"0" * 10 + b"+" * len(_FORMULA) + b"A" * 26
 )
 # Kinds of words that make a question harder for one model than for another, one column each: steps of a sum, comparisons,
-# conditions, time, denials, and forms of examination questions.
+# conditions, time, denials.
 _CUES = (
     b"half third quarter fifth fraction",
     b"percent percentage",
@@ -42,7 +43,6 @@ _CUES = (
     b"if when after before then",
     b"hour hours minute minutes day days week weeks month months year years",
     b"not except never incorrect false least",
-    b"statement following",
 )
 _CUE_OF = {word: column for column, words in enumerate(_CUES) for word in words.split()}
 _LARGEST = 1e15
@@ -58,7 +58,7 @@ Token = bytes
 
 def tokens(prompt: str) -> set[Token]:
     """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
-    found = _read(prompt)
+    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
     return {*found, *map(b" ".join, pairwise(found))}
 
 
@@ -109,12 +109,6 @@ def surface(prompt: str) -> tuple[float, ...]:
         float(sum(option[:1].isdigit() for option in options)),
         *cues,
     )
-
-
-def _read(prompt: str) -> list[Token]:
-    """Return the tokens of a prompt's head in order."""
-    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
-    return found
 
 
 def _head(prompt: str) -> bytes:

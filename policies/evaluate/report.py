@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.evaluate.baselines import Measured, measure, measure_baselines, measure_singles
-from policies.evaluate.bounds import CONFIDENCE, Quality, labels_lacking, paired_quality
+from policies.evaluate.bounds import Quality, labels_lacking, paired_quality
 from policies.evaluate.cascade import Cascade, Played, fit_cascade
 from policies.evaluate.curves import PairMeasures, measure_pair
 from policies.evaluate.outcomes import NO_INTENT, BadOutcomes, Outcomes, check_trainable
@@ -113,9 +113,7 @@ def describe_lacking(lacking: dict[str, tuple[int, int | None]], target: float) 
         )
         for intent, (count, more) in lacking.items()
     ]
-    return f"no cheaper plan is shown to keep {target:g} of the flagship at {CONFIDENCE:.0%} confidence: " + "; ".join(
-        parts
-    )
+    return f"no cheaper plan is shown to keep {target:g} of the flagship: " + "; ".join(parts)
 
 
 def _unreachable(train: Outcomes, cascade: Cascade, target: float) -> str:

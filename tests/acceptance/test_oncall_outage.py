@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_from_the_second_interactive_job_on_the_dead_lane_is_not_tried_first(cli
     sandbox.fault("overloaded", model="claude-*")
     client.result(client.submit(intent="extraction", prompt="first"), timeout_s=30)
     tried = len(calls(sandbox, status=529))
+    assert tried >= 1
 
     for n in range(5):
         began = time.monotonic()
@@ -55,18 +57,22 @@ def test_from_the_second_interactive_job_on_the_dead_lane_is_not_tried_first(cli
     assert len(calls(sandbox, status=529)) - tried <= 1
 
 
-def test_batch_jobs_wait_an_outage_out_and_cost_nothing_extra(client: Client, sandbox: Running, redis_url: str) -> None:
+# The chain of reasoning goes on to a dearer model; that of extraction to one that costs no more.
+
+
+def test_batch_jobs_wait_an_outage_out_and_cost_nothing_extra(client: Client, sandbox: Running) -> None:
     sandbox.fault("overloaded", model="claude-*")
-    ids = client.submit_many([Job(intent="extraction", prompt=f"row {n}", priority="lo") for n in range(60)])
+    ids = client.submit_many([Job(intent="reasoning", prompt=f"row {n}", priority="lo") for n in range(60)])
     time.sleep(8)  # the outage: there is no event to wait for
     states = client.states(ids)
     during = len(calls(sandbox, status=529))
+    assert during >= 1
     assert "succeeded" not in states.values(), "nobody paid for another lane"
 
     sandbox.clear_faults()
     outcomes = list(client.results(ids, timeout_s=60))
 
-    assert {outcome.result.model for outcome in outcomes if outcome.result} == {"claude-haiku-5-5"}
+    assert {outcome.result.model for outcome in outcomes if outcome.result} == {"claude-opus-5-5"}
     assert len(outcomes) == 60
     assert len(calls(sandbox, status=200)) == 60, "each was paid once"
     # The first wave was under way before anybody could know; after that there are two probes in each pause (1, 2, 4 s).
@@ -76,27 +82,35 @@ def test_batch_jobs_wait_an_outage_out_and_cost_nothing_extra(client: Client, sa
 
 def test_the_return_of_a_provider_meets_no_stampede(client: Client, sandbox: Running) -> None:
     sandbox.fault("overloaded", model="claude-*")
-    client.submit_many([Job(intent="extraction", prompt=f"warm {n}", priority="lo") for n in range(5)])
+    client.submit_many([Job(intent="reasoning", prompt=f"warm {n}", priority="lo") for n in range(5)])
     time.sleep(2)
-    ids = client.submit_many([Job(intent="extraction", prompt=f"row {n}", priority="lo") for n in range(400)])
+    ids = client.submit_many([Job(intent="reasoning", prompt=f"row {n}", priority="lo") for n in range(400)])
     time.sleep(3)
     sandbox.clear_faults()
 
     outcomes = list(client.results(ids, timeout_s=90))
 
     assert all(outcome.result for outcome in outcomes)
-    answered = sorted(float(line["at"]) for line in sandbox.log() if line["status"] == 200)  # type: ignore[arg-type]
-    in_the_first_second = sum(at < answered[0] + 1.0 for at in answered)
+    answered = sorted(datetime.fromisoformat(line["time"]) for line in sandbox.log() if line["status"] == 200)
+    in_the_first_second = sum(at < answered[0] + timedelta(seconds=1) for at in answered)
     assert in_the_first_second < 40, f"{in_the_first_second} of 400 waiting jobs came at once"
+
+
+def test_a_batch_job_takes_another_lane_where_that_costs_no_more(client: Client, sandbox: Running) -> None:
+    sandbox.fault("overloaded", model="claude-*")
+
+    job_id = client.submit(Job(intent="extraction", prompt="row", priority="lo"))
+
+    assert client.result(job_id, timeout_s=20).model == "gpt-6-luna"
 
 
 def test_a_job_whose_deadline_is_near_does_not_wait(client: Client, sandbox: Running) -> None:
     sandbox.fault("overloaded", model="claude-*")
-    client.result(client.submit(intent="extraction", prompt="opens it"), timeout_s=30)
+    client.result(client.submit(intent="reasoning", prompt="opens it"), timeout_s=30)
 
-    urgent = client.submit(Job(intent="extraction", prompt="soon", priority="lo", deadline_s=60))
+    urgent = client.submit(Job(intent="reasoning", prompt="soon", priority="lo", deadline_s=60))
 
-    assert client.result(urgent, timeout_s=20).model == "gpt-6-luna"
+    assert client.result(urgent, timeout_s=20).model == "gpt-6-astra"
 
 
 def test_a_refused_account_is_left_alone_until_somebody_resumes_it(
@@ -108,6 +122,7 @@ def test_a_refused_account_is_left_alone_until_somebody_resumes_it(
     assert client.result(client.submit(intent="extraction", prompt="finds out"), timeout_s=30).model == "gpt-6-luna"
     time.sleep(1)
     refused = len(calls(sandbox, status=401))
+    assert refused >= 1
 
     for intent in ("extraction", "summarization", "reasoning"):
         result = client.result(client.submit(intent=intent, prompt="goes elsewhere"), timeout_s=30)

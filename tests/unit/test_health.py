@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from policies import health
 from policies.detour import Wait, detour, may_wait, wait_out
 from policies.fallback import History, Reroute, Snooze
-from policies.health import Breaker, Outage, Seen, advance, grant, observe, outage
+from policies.health import ANY_NUMBER, Breaker, Outage, Seen, advance, grant, observe, outage
 from waybill.contract import Candidate
 from waybill.errors import Unavailable
 
@@ -245,15 +246,18 @@ def test_a_patient_job_comes_back_to_a_lane_that_is_out_and_leaves_one_that_is_w
     down, fallback = Unavailable("529", code="overloaded"), Reroute(1, "529 -> luna")
     lost = Unavailable("reset", code="connection_lost", billed=None)
 
-    stays = wait_out(fallback, down, OUT, patient=True, delay_s=3.0)
+    stays = wait_out(fallback, down, OUT, HISTORY, patient=True, delay_s=3.0)
     assert isinstance(stays, Snooze)
     assert stays.delay_s == 3.0
     for decision in (
-        wait_out(fallback, down, OUT, patient=False, delay_s=3.0),
-        wait_out(fallback, down, None, patient=True, delay_s=3.0),
-        wait_out(fallback, lost, OUT, patient=True, delay_s=3.0),
+        wait_out(fallback, down, OUT, HISTORY, patient=False, delay_s=3.0),
+        wait_out(fallback, down, None, HISTORY, patient=True, delay_s=3.0),
+        wait_out(fallback, down, replace(OUT, spare=ANY_NUMBER), HISTORY, patient=True, delay_s=3.0),
+        wait_out(fallback, lost, OUT, HISTORY, patient=True, delay_s=3.0),
     ):
         assert decision is fallback
+    to_cheaper = Reroute(2, "529 -> sonnet")
+    assert wait_out(to_cheaper, down, OUT, HISTORY, patient=True, delay_s=3.0) is to_cheaper
 
 
 def test_with_no_other_lane_everybody_waits() -> None:
