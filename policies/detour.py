@@ -27,6 +27,7 @@ class Wait:
 
     delay_s: float
     reason: str
+    is_returning: bool = False
 
 
 def detour(history: History, outages: Sequence[Outage | None], *, patient: bool) -> Reroute | Wait:
@@ -45,7 +46,7 @@ def detour(history: History, outages: Sequence[Outage | None], *, patient: bool)
         other = history.route[index]
         if not patient or here.is_drained or other.estimate_usd <= lane.estimate_usd:
             return Reroute(index, f"{lane.model}: {here.reason} -> {other.model}")
-    return Wait(here.wait_s, f"{lane.model}: {here.reason}")
+    return Wait(here.wait_s, f"{lane.model}: {here.reason}", here.is_returning)
 
 
 def next_open(outages: Sequence[Outage | None], index: int, *, urgent: bool) -> int | None:

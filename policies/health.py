@@ -213,6 +213,7 @@ class Outage:
         spare: Calls that may be let through now all the same (probes, the ramp).
         spare_urgent: As `spare`, for work that must not wait and has another lane to go to.
         is_drained: By hand, or the account is refused: nobody waits for its end who can go elsewhere.
+        is_returning: The ramp: in a few seconds everybody may come.
     """
 
     reason: str
@@ -221,6 +222,7 @@ class Outage:
     spare: int = 0
     spare_urgent: int = 0
     is_drained: bool = False
+    is_returning: bool = False
 
     @property
     def is_suspicion(self) -> bool:
@@ -397,8 +399,15 @@ def outage(breaker: Breaker, now: float, pace: Pace = LANE) -> Outage | None:
             wait_s = breaker.issued_at + breaker.interval_s - now if breaker.issued else 0.25
         case "recovering":
             how, wait_s = "on its way back", 0.25
-    is_account = pace is ACCOUNT
-    return Outage(f"{how}: {breaker.reason}", max(0.05, wait_s), age_s, spare, spare_urgent, is_drained=is_account)
+    return Outage(
+        f"{how}: {breaker.reason}",
+        max(0.05, wait_s),
+        age_s,
+        spare,
+        spare_urgent,
+        is_drained=pace is ACCOUNT,
+        is_returning=breaker.state == "recovering",
+    )
 
 
 def _log(seconds: float) -> float:

@@ -61,7 +61,7 @@ def _is_patient(attempt: Attempt, here: Outage) -> bool:
 async def _park(runtime: Runtime, waiting: Sequence[tuple[Attempt, Wait]]) -> dict[str, str]:
     delays = []
     for attempt, wait in waiting:
-        delay_s = runtime.health.delay_s(attempt.lane, wait.delay_s)
+        delay_s = runtime.health.delay_s(attempt.lane, wait.delay_s, is_returning=wait.is_returning)
         slack_s = attempt.history.slack_s
         # At its deadline a job must hear that it is too late, whatever it waits for.
         delays.append(delay_s if slack_s is None else max(0.05, min(delay_s, slack_s)))
@@ -113,7 +113,7 @@ def learn(runtime: Runtime, attempt: Attempt) -> None:
                 here,
                 attempt.history,
                 patient=_is_patient(attempt, here),
-                delay_s=health.delay_s(attempt.lane, here.wait_s),
+                delay_s=health.delay_s(attempt.lane, here.wait_s, is_returning=here.is_returning),
             )
 
 

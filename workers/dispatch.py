@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -42,6 +42,8 @@ TICK_S: Final = 0.1
 LOOK_EVERY_S: Final = 1.0
 BATCH: Final = 200
 """Jobs routed in one statement."""
+UNSEEN_S: Final = 0.7
+"""So long may it take until a breaker shows that a call was let through which we sent (workers/health.py: EXCHANGE_S)."""
 RECOVERY_S: Final = 8.0
 """Parked jobs of a lane that is back ask again within this time."""
 
@@ -69,6 +71,8 @@ class Dispatcher:
         self._turns = {klass: Turns() for klass in CLASSES}
         self._after: dict[str, Line] = dict.fromkeys(CLASSES, ("", ""))
         self._lock = asyncio.Lock()
+        self._sent: deque[tuple[float, str]] = deque()
+        """Calls sent to lanes that are not well, a moment ago."""
         self._begun = 0
         self._is_behind = False
         """Whether the last look left jobs queued that could be sent later."""
@@ -194,7 +198,7 @@ class Dispatcher:
 
     async def _send(self, klass: str, shift: _Shift, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
         runtime = self._runtime
-        lanes = runtime.health.lane_outages()
+        lanes = self._lanes_now()
         providers = {name: out for name in PROVIDERS if (out := runtime.health.provider_outage(name)) is not None}
         snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes)
         routed: dict[str, Route] = {}
@@ -215,11 +219,23 @@ class Dispatcher:
             routed[job_id] = found
             head = found.candidates[0]
             shift.room[head.provider] -= 1
-            _use_up(lanes, head)
-            _use_up(providers, head)
+            lane = lane_name(head.provider, head.model, head.service)
+            if lane in lanes:
+                self._sent.append((time.monotonic(), lane))
+            _use_up(lanes, lane)
+            _use_up(providers, head.provider)
         await self._record_and_ring(routed, by_id)
         await self._refuse(refused)
         return len(routed), len(refused)
+
+    def _lanes_now(self) -> dict[str, Outage]:
+        """The outages, with what is on its way to them already taken off what they let through."""
+        lanes = self._runtime.health.lane_outages()
+        while self._sent and self._sent[0][0] < time.monotonic() - UNSEEN_S:
+            self._sent.popleft()
+        for _, lane in self._sent:
+            _use_up(lanes, lane)
+        return lanes
 
     def _put_back(self, klass: str, shift: _Shift, row: Mapping[str, Any]) -> None:
         """The job stays queued and its tenant keeps its turn."""
@@ -297,12 +313,11 @@ def _request(row: Mapping[str, Any]) -> Request:
     )
 
 
-def _use_up(outages: dict[str, Outage], head: Candidate) -> None:
+def _use_up(outages: dict[str, Outage], name: str) -> None:
     """One of the calls that a lane or provider lets through now is on its way."""
-    for name in (head.provider, lane_name(head.provider, head.model, head.service)):
-        out = outages.get(name)
-        if out is not None:
-            outages[name] = replace(out, spare=out.spare - 1, spare_urgent=out.spare_urgent - 1)
+    out = outages.get(name)
+    if out is not None and not out.is_suspicion:
+        outages[name] = replace(out, spare=out.spare - 1, spare_urgent=out.spare_urgent - 1)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ goes on with what was known last.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from policies.health import ACCOUNT, LANE, Breaker, Outage, Pace, Seen, grant, observe, outage
+from policies.health import ACCOUNT, LANE, RAMP_S, Breaker, Outage, Pace, Seen, grant, observe, outage
 from waybill.contract import Candidate, lane_name
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import turns
@@ -187,8 +188,10 @@ class Health:
             self._views[name] = view
             return True
 
-    def delay_s(self, lane: str, wait_s: float) -> float:
+    def delay_s(self, lane: str, wait_s: float, *, is_returning: bool = False) -> float:
         """How long a job that is held back waits: one after the other, so that there is always one to be the next probe."""
+        if is_returning:
+            return random.uniform(0.5, RAMP_S / 2)
         self._held[lane] += 1
         return min(HELD_MOST_S, wait_s + 0.2 + self._held[lane] - 1)
 
@@ -315,7 +318,7 @@ class Health:
             self._views[name] = after
             if before.state != after.state:
                 self._tell_change(name, before, after)
-            if before.state in ("open", "half_open") and after.state in ("recovering", "closed"):
+            if before.state not in ("closed", after.state) and after.state in ("recovering", "closed"):
                 back.append(name)
         if self.on_recovery is not None:
             for name in back:

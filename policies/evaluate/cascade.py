@@ -27,7 +27,7 @@ FOLDS = 5
 # States double with each model; beyond four the answers of more cheap models repeat each other.
 MOST_ASKED = 4
 # Score points one flagship call's cost is worth: 0 spends only where quality gains, 1 would trade a right answer for one call.
-PRICES: tuple[float, ...] = (0.0, *(float(price) for price in np.geomspace(0.01, 0.5, 40)))
+PRICES: tuple[float, ...] = (0.0, *(float(price) for price in np.geomspace(0.01, 0.5, 80)))
 
 
 @dataclass(frozen=True)

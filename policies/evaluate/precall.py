@@ -17,7 +17,7 @@ from policies.evaluate.features import Vocabulary, learn_vocabulary, surfaces
 from policies.evaluate.outcomes import Floats, Ints
 
 # Chosen on cross-fitted order of RouteLLM's pair (docs/routing.md): flat around these.
-_PENALTY = 4.0
+_PENALTY = 3.5
 _TAG_SCALE = 0.5
 _SURFACE_SCALE = 0.1
 _MOST_STEPS = 200

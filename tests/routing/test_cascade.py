@@ -150,3 +150,27 @@ def test_costs_that_vary_are_predicted_not_peeked_at(train: Outcomes, test: Outc
     other = cascade.play(replace(test, costs=test.costs * 1.3), cascade.chosen)
 
     assert [calls[0] for calls in one.calls] == [calls[0] for calls in other.calls]
+
+
+def test_an_answer_that_differs_often_is_charged_for_doubt(train: Outcomes) -> None:
+    """Of two cheap models of equal mean, the one which errs where the flagship errs needs the smaller margin."""
+    rng = np.random.default_rng(8)
+    count = len(train)
+    flagship = (rng.random(count) < 0.8).astype(float)
+    twin = np.where(rng.random(count) < 0.02, 1 - flagship, flagship)
+    stranger = rng.permutation(twin)
+    costs = np.tile([1.0, 0.1, 0.1], (count, 1))
+    mixed = replace(
+        train,
+        scores=np.column_stack([flagship, stranger, twin]),
+        costs=costs,
+        answers=((None, None, None),) * count,
+        prompts=tuple(f"case {rng.integers(1_000_000)}" for _ in range(count)),
+        intents=("x",) * count,
+    )
+
+    cascade = fit_cascade(mixed, target=0.97, seed=0)
+    final = np.array(cascade.play(mixed, cascade.chosen).final)
+
+    assert (final == 2).mean() > 0.9
+    assert not (final == 1).any()
