@@ -13,7 +13,9 @@ from waybill.contract import JobState
 from waybill.errors import Broken, Rejected, Throttled, Unavailable
 from waybill.ledger import oncall
 from waybill.streaming import publish_end
+from workers.admission import give_back
 from workers.health import account_field
+from workers.limiter import LimiterAway
 from workers.providers.base import Stop
 from workers.telemetry import emit
 
@@ -28,30 +30,83 @@ BEHIND_S: Final = 0.2
 async def hold_back(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
     """Keep claimed attempts off lanes that are out: another lane for who cannot wait, the queue of the parked for who can.
 
+    Asks nobody. Where a few calls may pass, `let_through` decides later which.
+
     Returns:
         The attempts that go on (some with the decision to take another lane), and what became of the others by job id.
     """
-    health = runtime.health
     going: list[Attempt] = []
     waiting: list[tuple[Attempt, Wait]] = []
     for attempt in attempts:
-        here = health.outage(attempt.candidate) if attempt.decision is None else None
-        if here is None:
+        here = runtime.health.outage(attempt.candidate) if attempt.decision is None else None
+        if here is None or not here.blocks(urgent=_is_pressed(runtime, attempt, here)):
             going.append(attempt)
-            continue
-        patient = _is_patient(attempt, here)
-        outages = [health.outage(candidate) for candidate in attempt.route]
-        has_other = next_open(outages, attempt.index, urgent=not patient) is not None
-        if await health.take(attempt.candidate, urgent=not patient and has_other):
-            going.append(attempt)
-            continue
-        decision = detour(attempt.history, outages, patient=patient)
-        if isinstance(decision, Wait):
-            waiting.append((attempt, decision))
         else:
-            attempt.decision = decision
+            _turn_away(runtime, attempt, here, going, waiting)
+    if not waiting:
+        return going, {}
+    # The limiter may have woken some of them and keeps quota for them; others can have it.
+    await _give_up_places(runtime, [attempt for attempt, _ in waiting])
+    return going, await _park(runtime, waiting)
+
+
+async def let_through(runtime: Runtime, attempts: Sequence[Attempt]) -> tuple[list[Attempt], dict[str, str]]:
+    """Give out the few calls that lanes on their way back let through, to attempts that the limiter has admitted.
+
+    In this order, because two gates in a row that each choose for themselves would let nobody through: whose turn it is
+    at the one would not have a place at the other. Returns as `hold_back`.
+    """
+    going: list[Attempt] = []
+    waiting: list[tuple[Attempt, Wait]] = []
+    for attempt in attempts:
+        here = runtime.health.outage(attempt.candidate) if attempt.decision is None else None
+        if here is None or await runtime.health.take(attempt.candidate, urgent=_is_pressed(runtime, attempt, here)):
             going.append(attempt)
+        else:
+            _turn_away(runtime, attempt, here, going, waiting)
+    for attempt, _ in waiting:
+        give_back(runtime, attempt)
     return going, await _park(runtime, waiting) if waiting else {}
+
+
+def _is_pressed(runtime: Runtime, attempt: Attempt, here: Outage) -> bool:
+    """Whether the attempt must not wait and has another lane to go to; without one it may be a probe as well."""
+    if _is_patient(attempt, here):
+        return False
+    return next_open(_outages(runtime, attempt), attempt.index, urgent=True) is not None
+
+
+def _outages(runtime: Runtime, attempt: Attempt) -> list[Outage | None]:
+    return [runtime.health.outage(candidate) for candidate in attempt.route]
+
+
+def _turn_away(
+    runtime: Runtime,
+    attempt: Attempt,
+    here: Outage,
+    going: list[Attempt],
+    waiting: list[tuple[Attempt, Wait]],
+) -> None:
+    decision = detour(attempt.history, _outages(runtime, attempt), patient=_is_patient(attempt, here))
+    if isinstance(decision, Wait):
+        waiting.append((attempt, decision))
+    else:
+        attempt.decision = decision
+        going.append(attempt)
+
+
+async def _give_up_places(runtime: Runtime, attempts: Sequence[Attempt]) -> None:
+    by_candidate: dict[tuple[str, str], list[str]] = {}
+    for attempt in attempts:
+        by_candidate.setdefault((attempt.candidate.provider, attempt.candidate.model), []).append(attempt.job_id)
+    for (provider, model), job_ids in by_candidate.items():
+        if provider == "local":
+            continue
+        for account in runtime.accounts.get(provider, ()):
+            try:
+                await runtime.limiter.give_up_places(runtime.limiter.lane(provider, account, model), job_ids)
+            except LimiterAway:
+                return  # the places run out by themselves
 
 
 def _is_patient(attempt: Attempt, here: Outage) -> bool:

@@ -33,7 +33,7 @@ from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
 from workers.admission import admit, give_back, park
 from workers.crashpoint import crash_point
-from workers.detour import hold_back, learn
+from workers.detour import hold_back, learn, let_through
 from workers.limiter import Grant
 from workers.providers.base import Answer, Call
 from workers.runtime import Lease, Runtime
@@ -130,12 +130,13 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
         prepare(runtime, attempt)
     attempts, held = await hold_back(runtime, attempts)
     going, refused = await admit(runtime, attempts)
+    going, late = await let_through(runtime, going)
     # Who is admitted does not wait until the others are parked.
     parking = asyncio.ensure_future(park(runtime, refused))
     told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
     parked = await parking
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
-    return held | parked | dict(zip((a.job_id for a in going), told, strict=True))
+    return held | late | parked | dict(zip((a.job_id for a in going), told, strict=True))
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:

@@ -347,6 +347,14 @@ class Limiter:
         if jobs:
             await self._plainly("HDEL", lane.keys[4], *jobs)
 
+    async def give_up_places(self, lane: LimitLane, job_ids: Sequence[str]) -> None:
+        """Jobs that were woken will not come: what is kept for them is free for others.
+
+        Raises:
+            LimiterAway: It is free a few seconds later.
+        """
+        await self._plainly("HDEL", lane.keys[4], *job_ids)
+
     async def _plainly(self, *command: Any) -> Any:
         from redis.exceptions import ResponseError
 

@@ -65,18 +65,19 @@ def tokens(prompt: str) -> set[Token]:
 def surface(prompt: str) -> tuple[float, ...]:
     """Return `SURFACE_SIZE` numbers about a prompt's form: length, numbers, signs, options, lines, sentences, cue words."""
     head = _head(prompt)
-    stem = _OPTION_LIST.split(head, maxsplit=1)[0]
+    stem = head[: listed.start()] if (listed := _OPTION_LIST.search(head)) else head
     size = max(len(stem), 1)
     kinds = stem.translate(_KINDS)
     words = stem.count(b" ") + stem.count(b"\n") + 1
-    options = _OPTION.findall(prompt[:_OPTIONS_WITHIN].encode("utf-8", "replace")) if len(stem) < len(head) else []
-    piped = head.rpartition(b"Options:")[2].count(b" | ") if b"Options:" in head else 0
+    rest = head[len(stem) :]
+    piped = rest.count(b" | ")
+    options = _OPTION.findall(prompt[:_OPTIONS_WITHIN].encode("utf-8", "replace")) if rest and not piped else []
     sizes = [len(option) for option in options] or [0]
     mean = sum(sizes) / len(sizes)
     numbers = _NUMBER.findall(stem)
     cues = [0.0] * len(_CUES)
     # Where options are given an answer is picked, not worked out: counting steps only blurs that (docs/routing.md).
-    for word in () if options or piped else stem.translate(_PLAIN).split():
+    for word in () if rest else stem.translate(_PLAIN).split():
         if (column := _CUE_OF.get(word)) is not None:
             cues[column] += 1.0
     question = stem.rpartition(b"?")[0].rpartition(b". ")[2]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from sandbox.testing import Running, running
 from tests.fleet import RunningFleet, running_fleet
@@ -20,7 +21,10 @@ def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
     database_url = embedded.create_database(
         str(services.database_url), f"fleet_{next(_numbers)}", template=ledger_template
     )
-    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
+    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
+    with redis.Redis.from_url(redis_url) as connection:
+        connection.flushdb()  # the limits and breakers of the file before are not ours
+    return database_url, redis_url
 
 
 @pytest.fixture(scope="module")

@@ -5,37 +5,60 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
+import redis
 from click.testing import CliRunner
 
 from sandbox.testing import Running, running
 from tests.fleet import RunningFleet, running_fleet
-from waybill import Client, Job
+from waybill import Client, Job, embedded
 from waybill.cli import cli
+from waybill.names import HEALTH_KEY, LIMIT_PREFIX
+from workers.health import EXCHANGE_S
 
 
-@pytest.fixture
-def sandbox() -> Iterator[Running]:
-    with running() as provider:
-        provider.latency("fixed:20ms")
-        yield provider
+@pytest.fixture(scope="module")
+def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
+    """A ledger and a Redis database for this file."""
+    database_url = embedded.create_database(str(services.database_url), "test_outage", template=ledger_template)
+    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
 
 
-@pytest.fixture
-def fleet(database_url: str, redis_url: str, sandbox: Running, tmp_path: Path) -> Iterator[RunningFleet]:
-    with running_fleet(database_url, redis_url, sandbox.url, tmp_path) as programs:
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Running]:
+    with running() as box:
+        box.latency("fixed:20ms")
+        yield box
+
+
+@pytest.fixture(scope="module")
+def fleet(urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    with running_fleet(*urls, provider.url, tmp_path_factory.mktemp("logs")) as programs:
         yield programs
 
 
 @pytest.fixture
-def client(database_url: str, redis_url: str, fleet: RunningFleet) -> Iterator[Client]:
-    with Client(database_url, redis_url) as connected:
+def client(urls: tuple[str, str], fleet: RunningFleet) -> Iterator[Client]:
+    with Client(*urls) as connected:
         yield connected
 
 
+@pytest.fixture
+def sandbox(provider: Running, urls: tuple[str, str], fleet: RunningFleet) -> Iterator[Running]:
+    """The provider as new, and a fleet that has forgotten what earlier tests taught it."""
+    with redis.Redis.from_url(urls[1]) as connection:
+        for key in (HEALTH_KEY, *connection.scan_iter(f"{LIMIT_PREFIX}*")):
+            connection.delete(key)
+    provider.reset()
+    provider.latency("fixed:20ms")
+    time.sleep(2 * EXCHANGE_S)  # until every process has read that
+    yield provider
+    provider.clear_faults()
+
+
 def calls(sandbox: Running, *, status: int, model: str = "claude") -> list[dict[str, object]]:
+    """What the provider answered in this test with a status, on models whose name begins so."""
     return [line for line in sandbox.log() if line["status"] == status and str(line["model"]).startswith(model)]
 
 
@@ -114,10 +137,10 @@ def test_a_job_whose_deadline_is_near_does_not_wait(client: Client, sandbox: Run
 
 
 def test_a_refused_account_is_left_alone_until_somebody_resumes_it(
-    client: Client, sandbox: Running, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    client: Client, sandbox: Running, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WAYBILL_DATABASE_URL", database_url)
-    monkeypatch.setenv("WAYBILL_REDIS_URL", redis_url)
+    monkeypatch.setenv("WAYBILL_DATABASE_URL", urls[0])
+    monkeypatch.setenv("WAYBILL_REDIS_URL", urls[1])
     sandbox.fault("unauthorized", model="claude-*")
     assert client.result(client.submit(intent="extraction", prompt="finds out"), timeout_s=30).model == "gpt-6-luna"
     time.sleep(1)

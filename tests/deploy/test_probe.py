@@ -62,7 +62,7 @@ async def test_a_process_beats_tells_changes_and_leaves_no_file(tmp_path: Path) 
         assert path.read_text() == "starting"
         obstacles.append(None)
         async with asyncio.timeout(5):
-            while path.read_text() != "ready":  # noqa: ASYNC110 - the file is all that tells
+            while path.read_text() != "ready":
                 await asyncio.sleep(0)
 
     assert list(tmp_path.iterdir()) == []

@@ -238,7 +238,7 @@ def screen(found: Mapping[str, Any]) -> str:
     if found["route_changes"]:
         lines += ["", "latest changes of route"]
     lines += [
-        f"  {change['at']:%H:%M:%S} {change['job_id'][:13]} {change['outcome']}: {change['reason'][:120]}"
+        f"  {change['at']:%H:%M:%S} {change['job_id'][:13]} {change['outcome']}: {change['reason'][:100]}"
         for change in found["route_changes"]
     ]
     return "\n".join(lines)

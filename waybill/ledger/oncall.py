@@ -187,4 +187,7 @@ order by d.id desc limit %(limit)s
 """
 """Among the latest 20,000 decisions, so that a busy ledger answers as quickly as a quiet one."""
 
-DEAD_COUNT: Final = "select count(*) as jobs from jobs where state = 'dead' and finished_at is not null"
+DEAD_COUNT: Final = """
+select count(*) as jobs from jobs j where j.state = 'dead' and j.finished_at is not null
+  and exists (select from payloads p where p.job_id = j.id)
+"""
