@@ -28,8 +28,11 @@ def check_services(settings: Settings) -> None:
     Raises:
         ConfigError: One is not; the message says why and what to set.
     """
-    asyncio.run(_check_ledger(settings.require_database_url()))
-    for url in dict.fromkeys((settings.require_redis_url(), settings.require_broker_url())):
+    # All that is not set is told before anything is waited for.
+    ledger_url = settings.require_database_url()
+    redis_urls = dict.fromkeys((settings.require_redis_url(), settings.require_broker_url()))
+    asyncio.run(_check_ledger(ledger_url))
+    for url in redis_urls:
         if url.startswith(("redis://", "rediss://")):
             asyncio.run(_check_redis(url, is_dev=settings.dev))
 

@@ -3,58 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
 import redis
 from click.testing import CliRunner
 
-from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, running_fleet
-from waybill import Client, Job, embedded
+from sandbox.testing import Running
+from tests.fleet import RunningFleet
+from waybill import Client, Job
 from waybill.cli import cli
 from waybill.names import HEALTH_KEY, LIMIT_PREFIX
 from workers.health import EXCHANGE_S
 
 
-@pytest.fixture(scope="module")
-def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
-    """A ledger and a Redis database for this file."""
-    database_url = embedded.create_database(str(services.database_url), "test_outage", template=ledger_template)
-    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Running]:
-    with running() as box:
-        box.latency("fixed:20ms")
-        yield box
-
-
-@pytest.fixture(scope="module")
-def fleet(urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    with running_fleet(*urls, provider.url, tmp_path_factory.mktemp("logs")) as programs:
-        yield programs
-
-
-@pytest.fixture
-def client(urls: tuple[str, str], fleet: RunningFleet) -> Iterator[Client]:
-    with Client(*urls) as connected:
-        yield connected
-
-
-@pytest.fixture
-def sandbox(provider: Running, urls: tuple[str, str], fleet: RunningFleet) -> Iterator[Running]:
-    """The provider as new, and a fleet that has forgotten what earlier tests taught it."""
+@pytest.fixture(autouse=True)
+def as_new(sandbox: Running, urls: tuple[str, str], fleet: RunningFleet) -> None:
+    """The provider without faults, and a fleet that has forgotten what the test before taught it."""
     with redis.Redis.from_url(urls[1]) as connection:
         for key in (HEALTH_KEY, *connection.scan_iter(f"{LIMIT_PREFIX}*")):
             connection.delete(key)
-    provider.reset()
-    provider.latency("fixed:20ms")
+    sandbox.reset()
+    sandbox.latency("fixed:20ms")
     time.sleep(2 * EXCHANGE_S)  # until every process has read that
-    yield provider
-    provider.clear_faults()
 
 
 def calls(sandbox: Running, *, status: int, model: str = "claude") -> list[dict[str, object]]:

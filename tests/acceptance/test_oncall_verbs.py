@@ -10,46 +10,19 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, running_fleet
-from waybill import Client, Job, JobCancelled, JobState, embedded
+from sandbox.testing import Running
+from tests.fleet import RunningFleet
+from waybill import Client, Job, JobCancelled, JobState
 from waybill.cli import cli
 from waybill.contract import new_job_id
 
 Waybill = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
-    """A ledger and a Redis database for this file."""
-    database_url = embedded.create_database(str(services.database_url), "test_verbs", template=ledger_template)
-    return database_url, str(services.redis_url).rsplit("/", 1)[0] + "/0"
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Running]:
-    with running() as box:
-        yield box
-
-
-@pytest.fixture(scope="module")
-def fleet(urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    with running_fleet(*urls, provider.url, tmp_path_factory.mktemp("logs")) as programs:
-        yield programs
-
-
-@pytest.fixture
-def sandbox(provider: Running) -> Iterator[Running]:
-    provider.latency("fixed:20ms")
-    yield provider
-    provider.clear_faults()
-    provider.latency("none")
-
-
-@pytest.fixture
-def client(urls: tuple[str, str], fleet: RunningFleet, sandbox: Running) -> Iterator[Client]:
-    with Client(*urls) as connected:
-        yield connected
+@pytest.fixture(autouse=True)
+def pace(sandbox: Running) -> None:
+    """Answers take a moment, so that there is something under way."""
+    sandbox.latency("fixed:20ms")
 
 
 @pytest.fixture
