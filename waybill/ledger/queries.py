@@ -131,7 +131,7 @@ with input as (
         route_index = coalesce(i.route_index, j.route_index),
         provider = j.route -> coalesce(i.route_index, j.route_index)::int ->> 'provider',
         used = j.used + i.uses,
-        not_before = case when i.state = 'parked' then now() + i.delay_s * interval '1 second' end,
+        not_before = case when i.state = 'parked' and not j.cancel_requested then now() + i.delay_s * interval '1 second' end,
         error_code = i.code, error = i.error, published_at = now(),
         lease_token = null, lease_owner = null, lease_until = null,
         finished_at = case when i.state in ('succeeded', 'failed', 'cancelled', 'dead')
