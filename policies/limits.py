@@ -33,6 +33,8 @@ CUT_EVERY_US: Final = 1_000_000
 """The cap is halved at most once in this time: one overload makes many calls fail together."""
 HEADERS_AGREE: Final = 8
 """Answers in a row that must all say that less is left than we believe, before the smallest difference is taken off."""
+SLOT_LEASE_US: Final = 12_000_000
+"""A slot in flight whose worker is gone is free again after this."""
 RAMP_TOKENS: Final = 1_000_000
 """OpenAI: above this many input tokens a minute, use may grow by at most a half in 15 minutes."""
 RAMP_PERIOD_US: Final = 15 * 60 * 1_000_000
@@ -220,7 +222,7 @@ class Bucket:
 
     spec: LimitSpec
     ramp: bool = False
-    lease_us: int = 30_000_000
+    lease_us: int = SLOT_LEASE_US
     at: int | None = None
     level: dict[str, float] = field(default_factory=dict)
     limit_told: dict[str, int] = field(default_factory=dict)

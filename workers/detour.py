@@ -150,10 +150,11 @@ def learn(runtime: Runtime, attempt: Attempt) -> None:
         return
     health, failure = runtime.health, attempt.failure
     account = account_field(attempt.candidate.provider, attempt.account)
-    seen = _seen(runtime, attempt)
     if isinstance(failure, Rejected) and failure.account_wide:
-        health.learn(account, Seen(seen.began if seen else health.now(), failed=True, why=str(failure)))
+        began = health.now() - (time.monotonic() - attempt.called_at)
+        health.learn(account, Seen(began, failed=True, why=str(failure)))
         return
+    seen = _seen(runtime, attempt)
     if seen is None:
         return
     health.learn(attempt.lane, seen)
@@ -181,9 +182,8 @@ def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
         if isinstance(failure, Throttled) or failure.code in ("cancelled", "closed"):
             return None
         if isinstance(failure, Rejected):
-            # The model is not there or not for us: so for every job. Anything else is this request's own fault.
-            is_lanes = failure.account_wide or failure.code in ("not_found", "permission")
-            return Seen(began, failed=True, why=str(failure)) if is_lanes else None
+            # Even where every job would hear the same (no such model): waiting does not help, so they fail at once.
+            return None
         return Seen(
             began,
             failed=isinstance(failure, Unavailable),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from policies.estimates import Estimates
-from policies.limits import MEASURED, LimitSpec, Need, Outcome, Verdict, limit_class, spec_for
+from policies.limits import MEASURED, SLOT_LEASE_US, LimitSpec, Need, Outcome, Verdict, limit_class, spec_for
 from waybill.names import ESTIMATES_KEY, LIMIT_LANES_KEY, LIMIT_PREFIX
 from workers.scriptline import NoAnswer, ScriptLine
 from workers.telemetry import emit
@@ -37,8 +37,7 @@ TIMEOUT_S: Final = 1.5
 """Longest wait for Redis in one call; then nothing is admitted."""
 LINGER_S: Final = 0.01
 """Calls that end within this time are settled together."""
-SLOT_LEASE_S: Final = 12.0
-"""A slot in flight whose worker is gone is free again after this."""
+SLOT_LEASE_S: Final = SLOT_LEASE_US / 1e6
 SHARE_EVERY_S: Final = 10.0
 """How often learned estimates are exchanged."""
 WAKE_MOST: Final = 200

@@ -14,6 +14,7 @@ from policies.policyfile import parse
 from policies.pricing import PriceBook
 from waybill.contract import Candidate, Job, JobState, Usage
 from workers.execute import Attempt, _leased, prepare
+from workers.health import Health
 from workers.providers.base import Answer, Stop
 from workers.runtime import SHIPPED_POLICY, Lane
 from workers.writer import Settlement
@@ -51,13 +52,16 @@ def world(writer: SlowWriter) -> tuple[Any, Attempt]:
     policy = parse(SHIPPED_POLICY.read_text(), "default.toml")
     route = (Candidate("anthropic", "claude-sonnet-5-5", "interactive", "test"),)
     settings = SimpleNamespace(call_timeout_s=5.0, idle_timeout_s=5.0)
+    away: Any = AwayRedis()
+    ledger: Any = None  # asked only by a Health that was started
     runtime: Any = SimpleNamespace(
         policy=policy,
+        health=Health(away, ledger),
         prices=PriceBook(policy),
         writer=writer,
         settings=settings,
         leases={},
-        redis=AwayRedis(),
+        redis=away,
         lane=lambda _: Lane(asyncio.Semaphore(1)),
         provider=lambda *_: Answering(),
     )

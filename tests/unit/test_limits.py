@@ -276,9 +276,9 @@ def test_slots_of_a_lost_worker_are_free_again_after_their_lease() -> None:
     now = NOW + 600 * SECOND
     bucket.cap = 2
     bucket.reserve([("a", Need(1, 1)), ("b", Need(1, 1))], is_batch=False, now=now)
-    assert bucket.reserve([("c", Need(1, 1))], is_batch=False, now=now + 29 * SECOND)[0][0].kind == "busy"
+    assert bucket.reserve([("c", Need(1, 1))], is_batch=False, now=now + 11 * SECOND)[0][0].kind == "busy"
 
-    assert bucket.reserve([("c", Need(1, 1))], is_batch=False, now=now + 31 * SECOND)[0][0].kind == "admitted"
+    assert bucket.reserve([("c", Need(1, 1))], is_batch=False, now=now + 13 * SECOND)[0][0].kind == "admitted"
 
 
 def test_use_above_a_million_tokens_a_minute_grows_by_half_in_a_quarter_of_an_hour() -> None:
