@@ -73,6 +73,11 @@ class Settings(BaseModel):
     """Providers that have workers, with commas, for a dispatcher on another machine; None = those it could serve itself."""
     heartbeat_file: Path | None = None
     """Written every 5 s by worker, dispatcher and control, read by `waybill probe`; None = none."""
+    gateway_address: str = "127.0.0.1"
+    """Where `waybill gateway` listens. Anything but loopback needs keys."""
+    gateway_port: int = Field(default=8787, ge=1, le=65535)
+    gateway_public_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """How clients reach the gateway, for links in its answers; None = address and port."""
     flower_address: str = "127.0.0.1"
     """0.0.0.0 in a pod, where a NetworkPolicy stands before it."""
     flower_port: int = Field(default=5555, ge=0, le=65535)

@@ -25,6 +25,7 @@ _VERBS = {
     "worker": ("waybill.cli.processes", "worker", "Run one worker process for the given queues."),
     "dispatcher": ("waybill.cli.processes", "dispatcher", "Run one dispatcher process."),
     "control": ("waybill.cli.processes", "control", "Run the fleet's housekeeping."),
+    "gateway": ("waybill.cli.gateway", "gateway", "Serve the OpenAI and Anthropic APIs in front of the fleet."),
     "flower": ("waybill.cli.processes", "flower", "Run Flower, closed and read-only."),
     "probe": ("waybill.cli.probe", "probe", "Say whether the process beside this one lives, or is ready."),
     "sandbox": ("sandbox.command", "sandbox", "Run a model provider on loopback that needs no keys."),

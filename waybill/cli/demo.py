@@ -40,7 +40,7 @@ def demo(once: bool, report: Path | None, output: Path | None, sandbox: bool | N
     output = output or settings.state_dir / "demo"
     with ledger_and_redis(settings) as (database_url, redis_url):
         arguments = ["--answers", str(ANSWERS), "--latency", "model:0.2"] if played else None
-        fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=arguments, flower=not once)
+        fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=arguments, flower=not once, gateway=not once)
         exit_code = asyncio.run(_demo(fleet, output, report, once=once, verbose=verbose))
     sys.exit(exit_code)
 

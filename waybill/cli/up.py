@@ -32,6 +32,7 @@ class Fleet:
         sandbox_url: The sandbox's address, None when real keys are used.
         flower_url: With user and password to be typed separately; None without Flower.
         off: Providers whose lanes are off, with the reason.
+        gateway_url: Where the API is; None without gateway.
     """
 
     programs: Sequence[Program]
@@ -40,6 +41,7 @@ class Fleet:
     flower_url: str | None
     flower_login: str | None
     off: Mapping[str, str] = field(default_factory=dict)
+    gateway_url: str | None = None
 
 
 @contextlib.contextmanager
@@ -72,6 +74,7 @@ def plan_fleet(
     *,
     sandbox_args: Sequence[str] | None,
     flower: bool = True,
+    gateway: bool = False,
     workers: Mapping[str, int] | None = None,
     extra_env: Mapping[str, str] | None = None,
 ) -> Fleet:
@@ -83,6 +86,7 @@ def plan_fleet(
         redis_url: Redis or Valkey.
         sandbox_args: Arguments of `waybill sandbox`; None = no sandbox, the keys of the environment are used.
         flower: Whether Flower runs.
+        gateway: Whether the gateway runs.
         workers: Worker processes per provider, default one each; a provider that is off gets none.
         extra_env: Added to every program's environment.
 
@@ -128,6 +132,10 @@ def plan_fleet(
             argv = [*waybill_argv(), "worker", "--queues", queues, "--name", name]
             programs.append(Program(name, argv, env=env, grace_s=grace_s))
     programs.append(Program("control", [*waybill_argv(), "control"], env=env))
+    gateway_url = None
+    if gateway:
+        gateway_url, program = _plan_gateway(settings, env)
+        programs.append(program)
     flower_url, login = None, None
     if flower:
         port = settings.flower_port if is_free(settings.flower_port) else free_port()
@@ -135,7 +143,20 @@ def plan_fleet(
         flower_env = {**env, "WAYBILL_FLOWER_PORT": str(port), "WAYBILL_FLOWER_PASSWORD": password}
         programs.append(Program("flower", [*waybill_argv(), "flower"], env=flower_env))
         flower_url, login = f"http://127.0.0.1:{port}", f"{settings.flower_user} / {password}"
-    return Fleet(programs, env, sandbox_url, flower_url, login, off)
+    return Fleet(programs, env, sandbox_url, flower_url, login, off, gateway_url)
+
+
+def _plan_gateway(settings: Settings, env: Mapping[str, str]) -> tuple[str, Program]:
+    port = settings.gateway_port if is_free(settings.gateway_port) else free_port()
+    program = Program(
+        "gateway",
+        [*waybill_argv(), "gateway"],
+        env={**env, "WAYBILL_GATEWAY_PORT": str(port)},
+        ready=lambda: _listens(port),
+        ready_timeout_s=60.0,
+        grace_s=settings.drain_s + 15,
+    )
+    return settings.gateway_public_url or f"http://{settings.gateway_address}:{port}", program
 
 
 def waybill_argv() -> list[str]:
@@ -177,6 +198,8 @@ def describe(fleet: Fleet) -> str:
         lines += [SANDBOX_NOTE, f"  sandbox  {fleet.sandbox_url}/bill, {fleet.sandbox_url}/log"]
     for provider, why in fleet.off.items():
         lines.append(f"  off      {provider}: {why}")
+    if fleet.gateway_url:
+        lines.append(f"  gateway  {fleet.gateway_url}  (base URL for the Anthropic SDK; with /v1 for OpenAI's)")
     if fleet.flower_url:
         lines.append(f"  flower   {fleet.flower_url}  (user / password: {fleet.flower_login})")
     lines.append(f"  ledger   WAYBILL_DATABASE_URL={fleet.env['WAYBILL_DATABASE_URL']}")
@@ -199,7 +222,8 @@ def wants_sandbox(settings: Settings, asked: bool | None) -> bool:
     "--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The sandbox's answer book."
 )
 @click.option("--flower/--no-flower", default=True, show_default=True)
-def up(sandbox: bool | None, answers: Path | None, flower: bool) -> None:
+@click.option("--gateway/--no-gateway", default=True, show_default=True)
+def up(sandbox: bool | None, answers: Path | None, flower: bool, gateway: bool) -> None:
     """Run all processes of the fleet on this machine until Ctrl-C.
 
     Postgres and Valkey are started here too, unless WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL name others. In a second
@@ -208,7 +232,7 @@ def up(sandbox: bool | None, answers: Path | None, flower: bool) -> None:
     settings = Settings.from_env()
     with ledger_and_redis(settings) as (database_url, redis_url):
         sandbox_args = (["--answers", str(answers)] if answers else []) if wants_sandbox(settings, sandbox) else None
-        fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=sandbox_args, flower=flower)
+        fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=sandbox_args, flower=flower, gateway=gateway)
 
         async def serve() -> None:
             async with Supervisor(fleet.programs) as supervisor:

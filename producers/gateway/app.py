@@ -1,0 +1,142 @@
+"""The gateway's application: its routes, what they share, and how an error leaves it.
+
+A module of the API exports `routes`; `ROUTE_MODULES` is the whole table.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from policies.policyfile import Policy
+from producers.gateway import models
+from producers.gateway.errors import Family, Kind, Refusal, response
+from waybill.client import AsyncClient
+from waybill.errors import InvalidJob, ServiceUnavailable
+from waybill.settings import Settings
+
+log = logging.getLogger("waybill.gateway")
+
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models,)
+# Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
+_BARE: Final = re.compile(
+    r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"
+)
+_KIND_OF_STATUS: Final = {404: Kind.NOT_FOUND, 405: Kind.METHOD, 413: Kind.TOO_LARGE}
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What all routes share: `request.app.state.gateway`.
+
+    Attributes:
+        settings: Of this process.
+        policy: The routing policy: which models and intents exist.
+        off: Providers whose lanes are off here.
+        client: Connections to ledger, Redis and broker.
+        is_development: On loopback without keys: everybody is tenant `default`.
+    """
+
+    settings: Settings
+    policy: Policy
+    off: frozenset[str]
+    client: AsyncClient
+    is_development: bool
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach this gateway; absolute links in answers begin with it."""
+        settings = self.settings
+        return (settings.gateway_public_url or f"http://{settings.gateway_address}:{settings.gateway_port}").rstrip("/")
+
+
+def make_app(gateway: Gateway) -> ASGIApp:
+    """The application; it closes the gateway's client when it is shut down."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await gateway.client.close()
+
+    table: list[BaseRoute] = [Route("/healthz", _healthy)]
+    for module in ROUTE_MODULES:
+        table += module.routes
+    app = Starlette(
+        routes=table,
+        lifespan=lifespan,
+        exception_handlers={
+            Refusal: _refused,
+            HTTPException: _refused,
+            InvalidJob: _refused,
+            ServiceUnavailable: _refused,
+            Exception: _failed,
+        },
+    )
+    app.state.gateway = gateway
+    app.router.redirect_slashes = False
+    return _OneSpelling(app)
+
+
+class _OneSpelling:
+    """Serves /messages and /v1/v1/messages as /v1/messages, and gives every request an id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["request_id"] = f"req_{secrets.token_hex(12)}"
+            path = _BARE.sub("/v1/", scope["path"], count=1)
+            if path != scope["path"] and _BARE.match(scope["path"]):
+                scope = {**scope, "path": path, "raw_path": path.encode()}
+        await self._app(scope, receive, send)
+
+
+def family_of(request: Request) -> Family:
+    """Whose errors a client of this path understands."""
+    path = request.url.path
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    if path.startswith("/v1/models") and "anthropic-version" in request.headers:
+        return "anthropic"
+    return "openai"
+
+
+async def _refused(request: Request, exc: Exception) -> Response:
+    return response(as_refusal(exc), family_of(request), request.state.request_id)
+
+
+async def _failed(request: Request, exc: Exception) -> Response:
+    log.error("a bug: %s on %s %s", type(exc).__name__, request.method, request.url.path)
+    refusal = Refusal(Kind.SERVER_ERROR, "the gateway failed at this request; its log has the cause")
+    return response(refusal, family_of(request), request.state.request_id)
+
+
+def as_refusal(exc: Exception) -> Refusal:
+    """The refusal for what a route raised."""
+    match exc:
+        case Refusal():
+            return exc
+        case HTTPException():
+            return Refusal(_KIND_OF_STATUS.get(exc.status_code, Kind.INVALID), exc.detail)
+        case InvalidJob():
+            return Refusal(Kind.INVALID, str(exc))
+        case _:
+            return Refusal(Kind.OVERLOADED, f"{exc}; nothing was accepted, try again", retry_after_s=2)
+
+
+async def _healthy(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})

@@ -1,0 +1,63 @@
+"""Who asks: the one place where a request becomes a tenant with scopes.
+
+In development mode (loopback, no keys) everybody on this machine is the tenant `default`. A browser page must not be able
+to use that: its requests carry a foreign `Host` (DNS rebinding) or `Origin`, and are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from producers.gateway.errors import Kind, Refusal
+
+ALL_SCOPES: Final = frozenset({"call", "jobs", "admin"})
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks.
+
+    Attributes:
+        tenant: Whose job it becomes.
+        key_id: Of the key used; None in development mode.
+        scopes: What it may do.
+    """
+
+    tenant: str
+    key_id: str | None
+    scopes: frozenset[str]
+
+
+def key_of(request: Request) -> str | None:
+    """The key of a request: `Authorization: Bearer` or `x-api-key`, whatever the dialect (both are seen in both)."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("x-api-key") or None
+
+
+async def authenticate(request: Request) -> Principal:
+    """Who asks.
+
+    Raises:
+        Refusal: Nobody we know.
+    """
+    if not request.app.state.gateway.is_development:
+        raise Refusal(Kind.AUTHENTICATION, "this gateway has no keys yet; nobody can be let in")
+    return _developer(request)
+
+
+def _developer(request: Request) -> Principal:
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    origin = request.headers.get("origin")
+    if host not in _LOOPBACK or (origin is not None and urlsplit(origin).hostname not in _LOOPBACK):
+        raise Refusal(
+            Kind.PERMISSION,
+            "development mode answers this machine only: call it as 127.0.0.1 or localhost, not from another site's page",
+        )
+    return Principal("default", None, ALL_SCOPES)

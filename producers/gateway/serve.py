@@ -1,0 +1,84 @@
+"""Runs the gateway: refuses to start open to others, binds the port, serves until told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+
+import uvicorn
+
+from policies.policyfile import Policy
+from producers.gateway.app import Gateway, make_app
+from waybill.client import AsyncClient
+from waybill.errors import ConfigError
+from waybill.settings import Settings
+
+log = logging.getLogger("waybill.gateway")
+
+DEVELOPMENT_NOTE = (
+    "DEVELOPMENT MODE: no keys. Every program on this machine is tenant 'default' and may spend; nothing else gets in."
+)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def make_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> Gateway:
+    """The gateway as configured.
+
+    Raises:
+        ConfigError: It would be open to others.
+    """
+    if not is_loopback(settings.gateway_address):
+        raise ConfigError(
+            f"WAYBILL_GATEWAY_ADDRESS={settings.gateway_address} lets others in, and there are no keys; use 127.0.0.1"
+        )
+    client = AsyncClient(
+        settings.require_database_url(), settings.require_redis_url(), broker_url=settings.require_broker_url()
+    )
+    return Gateway(settings, policy, off, client, is_development=True)
+
+
+def run_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigError: It would be open to others, or the port is taken.
+    """
+    gateway = make_gateway(settings, policy, off)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    config = uvicorn.Config(
+        make_app(gateway),
+        host=settings.gateway_address,
+        port=settings.gateway_port,
+        loop="auto",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(settings.drain_s) + 1,
+        backlog=2048,
+    )
+    try:
+        bound = config.bind_socket()
+    except (OSError, SystemExit):
+        raise ConfigError(
+            f"cannot listen on {settings.gateway_address}:{settings.gateway_port}; set WAYBILL_GATEWAY_PORT to a free port"
+        ) from None
+    if gateway.is_development:
+        log.warning(DEVELOPMENT_NOTE)
+    log.info("gateway.ready url=%s", gateway.public_url)
+    try:
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        bound.close()
