@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from waybill.contract import Job, JobState, Message, Priority, Result, Usage
     from waybill.errors import (
         IdempotencyConflict,
+        InvalidFeedback,
         InvalidJob,
         JobCancelled,
         JobDead,
@@ -41,6 +42,7 @@ _HOME = {
     "Result": "contract",
     "Usage": "contract",
     "IdempotencyConflict": "errors",
+    "InvalidFeedback": "errors",
     "InvalidJob": "errors",
     "JobCancelled": "errors",
     "JobDead": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "IdempotencyConflict",
+    "InvalidFeedback",
     "InvalidJob",
     "Job",
     "JobCancelled",

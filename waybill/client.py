@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -25,6 +26,7 @@ from waybill.contract import FINAL_STATES, Job, JobState, Result, Usage, lane_na
 from waybill.errors import (
     BrokerUnavailable,
     IdempotencyConflict,
+    InvalidFeedback,
     InvalidJob,
     JobCancelled,
     JobDead,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _INSERT_CHUNK = 500
+_MOST_NOTE_CHARS = 2000
+_EXAMPLE_ID = "01a20ab6-a5fe-7770-990b-93f0ca91497e"
 _POLL_S = 2.0
 """How often a waiting call looks at the ledger although no notice came (a notice can be lost)."""
 
@@ -399,6 +403,37 @@ class AsyncClient:
         rows = await self.ledger.fetch(queries.CANCEL, {"ids": list(job_ids)})
         return {row["id"]: JobState(row["state"]) for row in rows}
 
+    async def feedback(self, job_id: str, score: float, *, note: str | None = None, tenant: str | None = None) -> str:
+        """Say how good a job's answer was; this is what routing learns from. Saying it again replaces the earlier score.
+
+        Args:
+            job_id: A job that succeeded.
+            score: 0 (of no use) to 1 (right).
+            note: Why, for people; kept in the ledger, never sent anywhere.
+            tenant: Only a job of this tenant takes the score; None = whoever's it is.
+
+        Returns:
+            The model that the score counts for.
+
+        Raises:
+            InvalidFeedback: The score is out of range, or the job has no answer.
+            LookupError: No such job, or it is another tenant's.
+        """
+        from waybill.ledger import grades
+
+        if not _is_share(score):
+            raise InvalidFeedback(f"score {score!r} is not a number from 0 (of no use) to 1 (right)")
+        if note is not None and len(note) > _MOST_NOTE_CHARS:
+            raise InvalidFeedback(f"the note has {len(note):,} characters; at most {_MOST_NOTE_CHARS:,} are kept")
+        parameters = {"job": _job_id(job_id), "score": float(score), "note": _printable_note(note), "tenant": tenant}
+        rows = await self.ledger.fetch(grades.FEEDBACK, parameters)
+        if rows:
+            return str(rows[0]["model"])
+        found = await self.ledger.fetch(grades.ANSWERED, {"job": _job_id(job_id), "tenant": tenant})
+        if not found:
+            raise LookupError(f"no job {job_id} in this ledger")
+        raise InvalidFeedback(f"job {job_id} is {found[0]['state']} and has no answer that could be scored")
+
     async def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Where the jobs are now; unknown ids are left out."""
         from waybill.ledger import queries
@@ -497,6 +532,10 @@ class Client:
         """As `AsyncClient.cancel`."""
         return self._run(self._async.cancel(*job_ids))
 
+    def feedback(self, job_id: str, score: float, *, note: str | None = None, tenant: str | None = None) -> str:
+        """As `AsyncClient.feedback`."""
+        return self._run(self._async.feedback(job_id, score, note=note, tenant=tenant))
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """As `AsyncClient.states`."""
         return self._run(self._async.states(job_ids))
@@ -506,6 +545,27 @@ def prompt_bytes(job: Job) -> int:
     """UTF-8 bytes of all prompt texts of a job."""
     texts = [job.prompt, job.system or "", *(message.content for message in job.messages)]
     return sum(len(text.encode()) for text in texts)
+
+
+def _printable_note(note: str | None) -> str | None:
+    """A note as the ledger keeps it: NUL and half characters, which Postgres cannot store, are written out."""
+    return None if note is None else note.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _job_id(text: str) -> str:
+    """A job's id in its usual form.
+
+    Raises:
+        LookupError: It is no id, so there is no such job.
+    """
+    try:
+        return str(UUID(text))
+    except (ValueError, TypeError, AttributeError):
+        raise LookupError(f"no job {text!r} in this ledger: a job's id looks like {_EXAMPLE_ID}") from None
 
 
 def _needs(job: Job) -> list[str]:

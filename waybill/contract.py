@@ -112,6 +112,21 @@ class CostSource(StrEnum):
     """Usage is known and the price is not; `cost_usd` is NULL, never 0."""
 
 
+class GradeSource(StrEnum):
+    """Who says how good an answer was, the most to be believed first."""
+
+    USER = "user"
+    """`Client.feedback`: whoever asked."""
+    IMPORT = "import"
+    """An evaluation that was made elsewhere, with known right answers."""
+    JUDGE = "judge"
+    """The flagship read the answer."""
+    SHADOW = "shadow"
+    """Another model answered the same; the answers were compared."""
+    AUDIT = "audit"
+    """A local answer beside the paid one that replaced it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens that one call used. All counts >= 0.

@@ -4,6 +4,7 @@ WaybillError
 ├── ConfigError              a setting or file is wrong; refuses to start
 ├── InvalidJob               the request itself is wrong; submitting it again cannot help
 │   └── IdempotencyConflict  the key was used before for another request
+├── InvalidFeedback          a score that cannot be kept: out of range, or there is no answer to it
 ├── ServiceUnavailable       a part we need does not answer; trying later can help
 │   ├── LedgerUnavailable    Postgres
 │   └── BrokerUnavailable    Redis
@@ -42,6 +43,10 @@ class InvalidJob(WaybillError):
 
 class IdempotencyConflict(InvalidJob):
     """The idempotency key belongs to a job with another request."""
+
+
+class InvalidFeedback(WaybillError):
+    """The score cannot be kept: it is no number from 0 to 1, or its job has no answer."""
 
 
 class ServiceUnavailable(WaybillError):

@@ -21,6 +21,7 @@ def sync_use(client: Client) -> None:
     assert_type(client.results(["id"]), Iterator[Outcome])
     assert_type(client.stream(intent="extraction", prompt="x"), Iterator[str])
     assert_type(client.cancel("id"), dict[str, JobState])
+    assert_type(client.feedback("id", 0.5, note="why"), str)
     with client as entered:
         assert_type(entered, Client)
 

@@ -25,14 +25,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from waybill.contract import AttemptState, CostSource, JobState, Priority
+from waybill.contract import AttemptState, CostSource, GradeSource, JobState, Priority
 
 _Money = Numeric(20, 12)
 """USD. The smallest price on offer (0.005 USD per million tokens, batch cache reads) needs nine decimals a token."""
 _When = DateTime(timezone=True)
 
 
-def _one_of(column: str, values: type[JobState | AttemptState | CostSource | Priority]) -> str:
+def _one_of(column: str, values: type[JobState | AttemptState | CostSource | GradeSource | Priority]) -> str:
     return f"{column} in ({', '.join(repr(str(v.value)) for v in values)})"
 
 
@@ -251,6 +251,51 @@ class Tenant(Base):
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     weight: Mapped[int] = mapped_column(SmallInteger)
+
+
+class Grade(Base):
+    """How good one model's answer to one item was, by one source; the same source grading again replaces its score."""
+
+    __tablename__ = "grades"
+    __table_args__ = (
+        CheckConstraint(_one_of("source", GradeSource), name="grades_source"),
+        CheckConstraint("score >= 0 and score <= 1", name="grades_score"),
+        CheckConstraint("cost_usd is null or (cost_usd >= 0 and cost_usd <> 'NaN')", name="grades_cost"),
+        Index("grades_item", "item", "model", "source", unique=True),
+        Index("grades_intent", "intent", "at"),
+        Index("grades_job", "job_id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    item: Mapped[str] = mapped_column(Text)
+    """What was answered: a job's id, or `file/item` of an import. Models are compared on equal items only."""
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    tenant: Mapped[str] = mapped_column(Text)
+    intent: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(Text)
+    score: Mapped[float]
+    """0 (of no use) to 1 (right)."""
+    cost_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """What this model's answer to this item cost, as measured; None where nobody knows."""
+    note: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class Check(Base):
+    """A job that exists only to check another one: its cost counts against what was saved, its answer is nobody's result."""
+
+    __tablename__ = "checks"
+    __table_args__ = (
+        CheckConstraint("kind in ('shadow', 'judge')", name="checks_kind"),
+        Index("checks_about", "about"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    about: Mapped[str] = mapped_column(UUID(as_uuid=False))
+    """The job whose answer is checked."""
+    kind: Mapped[str] = mapped_column(Text)
 
 
 class ResultRow(Base):
