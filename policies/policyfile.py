@@ -7,12 +7,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Final
 
 from policies.catalog import CATALOG, Model
 from policies.limits import LimitSpec, limit_class
 from waybill.errors import ConfigError
 from waybill.names import PROVIDERS
+
+AUTO: Final = "auto"
+"""The intent of jobs whose producer named none: classified, or done by this plan where the classifier is not sure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Plan:
         reason: Why this order, for people.
         max_output_tokens: Default upper bound of an answer, thinking included.
         effort: Reasoning effort asked for where the model takes it; None = the model's own default.
+        quality: Share of the flagship's quality to keep; None = as the policy says for all.
     """
 
     intent: str
@@ -32,6 +36,7 @@ class Plan:
     reason: str
     max_output_tokens: int = 2048
     effort: str | None = None
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Policy:
         models: The catalogue with the file's additions.
         prices: Overrides by model id.
         limits: Rate limits by model id, class of models or `*`; what is not here is learned from headers.
+        quality: Share of the flagship's quality that plans learned from outcomes must keep; None = nothing is learned.
+        explore: Share of batch jobs that get another model of their chain first, to learn from.
     """
 
     version: str
@@ -65,6 +72,8 @@ class Policy:
     models: Mapping[str, Model]
     prices: Mapping[str, PriceOverride] = field(default_factory=dict)
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
+    quality: float | None = None
+    explore: float = 0.0
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -108,6 +117,14 @@ class _Reader:
             raise self.fail(f"{prefix}{key}", f"must be a whole number from {low} to {high}, not {value!r}")
         return value
 
+    def share(self, table: Mapping[str, Any], prefix: str, key: str) -> float | None:
+        value = table.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+            raise self.fail(f"{prefix}{key}", f"must be a share above 0 and up to 1, such as 0.99, not {value!r}")
+        return float(value)
+
     def price(self, table: Mapping[str, Any], prefix: str, key: str, default: Decimal | None = None) -> Decimal:
         value = table.get(key, default)
         if value is None:
@@ -121,8 +138,8 @@ class _Reader:
         return price
 
 
-_TOP = ("version", "flagship", "max_attempts", "intents", "models", "prices", "limits")
-_PLAN = ("chain", "reason", "max_output_tokens", "effort")
+_TOP = ("version", "flagship", "quality", "explore", "max_attempts", "intents", "models", "prices", "limits")
+_PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality")
 _MODEL = (
     "provider",
     "context_tokens",
@@ -180,6 +197,7 @@ def parse(text: str, source: str) -> Policy:
     plans = {intent: _plan(read, intent, table, models) for intent, table in _tables(read, data, "intents").items()}
     if not plans:
         raise read.fail("intents", "is empty; add at least one table such as [intents.extraction]")
+    plans.setdefault(AUTO, Plan(AUTO, (flagship,), "nobody said what kind of work it is: the flagship directly"))
     return Policy(
         version=read.string(data, "", "version"),
         flagship=flagship,
@@ -188,6 +206,8 @@ def parse(text: str, source: str) -> Policy:
         models=models,
         prices=prices,
         limits={name: _limit(read, name, table, models) for name, table in _tables(read, data, "limits").items()},
+        quality=read.share(data, "", "quality"),
+        explore=read.share(data, "", "explore") or 0.0,
     )
 
 
@@ -227,6 +247,7 @@ def _plan(read: _Reader, intent: str, table: Mapping[str, Any], models: Mapping[
         reason=read.string(table, prefix, "reason"),
         max_output_tokens=read.integer(table, prefix, "max_output_tokens", 2048, 1, 128_000),
         effort=effort,
+        quality=read.share(table, prefix, "quality"),
     )
 
 

@@ -188,6 +188,7 @@ class Job(BaseModel):
 
     Attributes:
         intent: What kind of work this is ("extraction", "summarization", ...): the policy file maps it to models.
+            `auto` (or None) = not said: the dispatcher guesses it from the prompt, or takes the plan of `auto`.
         prompt: The user turn. Either this or `messages`.
         messages: A conversation, oldest turn first, ending with a user turn.
         system: Instructions that stay the same over many jobs; the part that prompt caches keep.
@@ -206,7 +207,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    intent: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")
+    intent: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
     prompt: str = ""
     messages: tuple[Message, ...] = ()
     system: str | None = None
@@ -221,6 +222,11 @@ class Job(BaseModel):
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     stream: bool = False
     metadata: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("intent", mode="before")
+    @classmethod
+    def _intent_may_be_unsaid(cls, intent: object) -> object:
+        return "auto" if intent is None else intent
 
     @field_validator("prompt", "system", "model", "idempotency_key")
     @classmethod

@@ -45,7 +45,7 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         watch(app, runtime, settings.heartbeat_file)
     dispatcher = Dispatcher(runtime)
     if DISPATCH_QUEUE in queues:
-        runtime.background.append(dispatcher.look_by_itself)
+        runtime.background += [dispatcher.look_by_itself, dispatcher.keep_learning]
     async_task(app, DISPATCH_TASK, dispatcher.hear)
     async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
     return app

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from policies.exploration import explore
 from policies.fairness import Line, Turns
 from policies.health import Outage
+from policies.pricing import PRICE_VERSION
 from policies.routing import Later, NoRoute, Request, Route, Snapshot, route
 from waybill.broker import execute_doorbells
 from waybill.contract import Candidate, lane_name
@@ -29,6 +32,7 @@ from waybill.ledger import oncall, queries, turns
 from waybill.names import CLASSES, PROVIDERS
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
+from workers.learning import Learned, Tagger
 from workers.runtime import Runtime
 from workers.telemetry import emit
 
@@ -68,6 +72,8 @@ class Dispatcher:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        self._learned = Learned(runtime.policy)
+        self._tagger = Tagger()
         self._turns = {klass: Turns() for klass in CLASSES}
         self._after: dict[str, Line] = dict.fromkeys(CLASSES, ("", ""))
         self._lock = asyncio.Lock()
@@ -109,6 +115,10 @@ class Dispatcher:
                     log.exception("the dispatcher's look failed")
                     await asyncio.sleep(0.5)
             await asyncio.sleep(TICK_S)
+
+    async def keep_learning(self) -> None:
+        """Until cancelled: choose plans from graded outcomes."""
+        await self._learned.keep_learning(self._runtime.ledger)
 
     async def _let_go(self, name: str) -> None:
         """A lane or account is back."""
@@ -202,13 +212,20 @@ class Dispatcher:
         providers = {name: out for name in PROVIDERS if (out := runtime.health.provider_outage(name)) is not None}
         snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes)
         routed: dict[str, Route] = {}
+        details: dict[str, dict[str, Any]] = {}
+        guesses = await self._tagger.guess(rows)
+        policy = self._learned.policy
         refused: dict[str, NoRoute] = {}
         by_id = {row["id"]: row for row in rows}
         for job_id, row in by_id.items():
             if _kind(row["line"]) in shift.full:
                 self._put_back(klass, shift, row)
                 continue
-            found = route(_request(row), runtime.policy, snapshot, runtime.prices)
+            guess = guesses.get(job_id)
+            if guess is not None and guess.intent in policy.plans:
+                row["intent"] = guess.intent
+            request = _request(row)
+            found = route(request, policy, snapshot, runtime.prices)
             if isinstance(found, NoRoute):
                 refused[job_id] = found
                 continue
@@ -216,7 +233,21 @@ class Dispatcher:
                 shift.full.add(_kind(row["line"]))
                 self._put_back(klass, shift, row)
                 continue
+            found, propensity = explore(found, request, share=policy.explore, draw=random.random())
+            if shift.room[found.candidates[0].provider] <= 0:
+                self._put_back(klass, shift, row)
+                continue
             routed[job_id] = found
+            details[job_id] = {
+                "passed_over": dict(found.passed_over),
+                "features": features(request),
+                "candidates": [candidate.model for candidate in found.candidates],
+                "propensity": propensity,
+                "plan": self._learned.kind(request.intent),
+                "prices": PRICE_VERSION,
+            }
+            if guess is not None:
+                details[job_id]["guess"] = {"intent": guess.likeliest, "confidence": round(guess.confidence, 4)}
             head = found.candidates[0]
             shift.room[head.provider] -= 1
             lane = lane_name(head.provider, head.model, head.service)
@@ -224,7 +255,7 @@ class Dispatcher:
                 self._sent.append((time.monotonic(), lane))
             _use_up(lanes, lane)
             _use_up(providers, head.provider)
-        await self._record_and_ring(routed, by_id)
+        await self._record_and_ring(routed, details, by_id)
         await self._refuse(refused)
         return len(routed), len(refused)
 
@@ -246,7 +277,12 @@ class Dispatcher:
     async def _fetch(self, sql: str, params: Mapping[str, Any]) -> Sequence[Any]:
         return await self._runtime.ledger.fetch_patiently(sql, params, give_up=self._runtime.draining)
 
-    async def _record_and_ring(self, routed: Mapping[str, Route], rows: Mapping[str, Mapping[str, Any]]) -> None:
+    async def _record_and_ring(
+        self,
+        routed: Mapping[str, Route],
+        details: Mapping[str, Mapping[str, Any]],
+        rows: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         if not routed:
             return
         crash_point("before_route")
@@ -254,10 +290,11 @@ class Dispatcher:
             queries.ROUTE,
             {
                 "ids": list(routed),
+                "intents": [rows[job_id]["intent"] for job_id in routed],
                 "providers": [found.candidates[0].provider for found in routed.values()],
                 "routes": [_route_json(found.candidates) for found in routed.values()],
                 "reasons": [found.reason for found in routed.values()],
-                "details": [json.dumps({"passed_over": dict(found.passed_over)}) for found in routed.values()],
+                "details": [json.dumps(details[job_id]) for job_id in routed],
                 "policy": self._runtime.policy.version,
             },
         )
@@ -311,6 +348,19 @@ def _request(row: Mapping[str, Any]) -> Request:
         slack_s=row["slack_s"],
         priority=row["priority"],
     )
+
+
+def features(request: Request) -> dict[str, Any]:
+    """What routing read of the job: what a later replay decides by again."""
+    return {
+        "bytes": request.payload_bytes,
+        "needs": list(request.needs),
+        "max_output_tokens": request.max_output_tokens,
+        "slack_s": request.slack_s,
+        "priority": request.priority,
+        "model": request.model,
+        "local_only": request.local_only,
+    }
 
 
 def _use_up(outages: dict[str, Outage], name: str) -> None:

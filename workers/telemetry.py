@@ -17,6 +17,8 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 | jobs.parked        | jobs, lane                                                       |
 | doorbells.rerung   | jobs, cause                                                      |
 | message.refused    | queue, reason, bytes                                             |
+| plan.changed       | intent, kind, model, reason                                      |
+| plan.lacking       | intent, reason                                                   |
 | lane.changed       | lane, before, state, reason                                      |
 | service.away       | service, error                                                   |
 | service.back       | service, seconds_s                                               |

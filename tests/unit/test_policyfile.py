@@ -25,6 +25,7 @@ def test_the_shipped_policy_routes_as_documented() -> None:
         "reasoning": "claude-opus-5-5",
         "classification": "smollm2-135m-instruct",
         "openai-only": "gpt-5.5",
+        "auto": "claude-opus-5-5",
     }
     assert policy.plans["classification"].chain[1] == "claude-haiku-5-5"
     assert policy.flagship == "claude-opus-5-5"

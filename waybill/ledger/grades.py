@@ -27,3 +27,49 @@ returning model
 ANSWERED: Final = """
 select state from jobs where id = %(job)s::uuid and (%(tenant)s::text is null or tenant = %(tenant)s)
 """
+
+_BELIEVED = "array_position(array['user', 'import', 'judge', 'shadow', 'audit'], g.source)"
+
+STANDINGS: Final = f"""
+with best as (
+    -- One score per item and model: the source most to be believed.
+    select distinct on (g.item, g.model) g.item, g.intent, g.model, g.score, g.source, g.cost_usd
+    from grades g where g.at > now() - %(since_s)s * interval '1 second' order by g.item, g.model, {_BELIEVED}
+), graded as (
+    select b.intent, b.model, count(*) as labels, sum(b.score) as score, sum(b.score * b.score) as squares,
+           count(f.score) as pairs, coalesce(sum(f.score), 0) as flagship,
+           coalesce(sum(f.score * f.score), 0) as flagship_squares, coalesce(sum(b.score - f.score), 0) as difference,
+           coalesce(sum((b.score - f.score) ^ 2), 0) as difference_squares,
+           coalesce(sum((b.score - f.score) * f.score), 0) as product,
+           count(b.cost_usd) filter (where b.source = 'import') as imported_jobs,
+           sum(b.cost_usd) filter (where b.source = 'import') as imported_usd
+    from best b left join best f on f.item = b.item and f.model = %(flagship)s and f.intent = b.intent
+    group by b.intent, b.model
+), called as (
+    select j.intent, a.model, count(distinct j.id) as jobs, sum(a.cost_usd) as usd,
+           count(*) filter (where a.state in ('weak', 'succeeded')) as checked,
+           count(*) filter (where a.state = 'weak') as weak
+    from attempts a join jobs j on j.id = a.job_id
+    where a.started_at > now() - %(since_s)s * interval '1 second' and a.state not in ('started', 'released')
+      and a.cost_usd is not null and j.intent in (select intent from graded)
+      and not exists (select from checks c where c.job_id = j.id and c.kind = 'judge')
+    group by j.intent, a.model
+)
+select g.intent, g.model, g.labels, g.score, g.squares, g.pairs, g.flagship, g.flagship_squares, g.difference,
+       g.difference_squares, g.product, coalesce(c.jobs, 0) + g.imported_jobs as jobs,
+       case when c.usd is not null or g.imported_usd is not null
+            then coalesce(c.usd, 0) + coalesce(g.imported_usd, 0) end as usd,
+       coalesce(c.checked, 0) as checked, coalesce(c.weak, 0) as weak
+from graded g left join called c using (intent, model)
+order by g.intent, g.model
+"""  # noqa: S608  # our own constant, no input
+"""Quality and measured cost by intent and model. Only intents with grades are looked at, so that it is free without any."""
+
+IMPORT: Final = """
+insert into grades (item, tenant, intent, model, source, score, cost_usd)
+select t.item, %(tenant)s, t.intent, t.model, 'import', t.score, t.usd
+from unnest(%(items)s::text[], %(intents)s::text[], %(models)s::text[], %(scores)s::float8[], %(usd)s::numeric[])
+    as t(item, intent, model, score, usd)
+on conflict (item, model, source) do update set
+    intent = excluded.intent, score = excluded.score, cost_usd = excluded.cost_usd, at = now()
+"""

@@ -49,10 +49,11 @@ returning id::text, state, created_at
 
 ROUTE: Final = """
 with input as (
-    select * from unnest(%(ids)s::uuid[], %(providers)s::text[], %(routes)s::text[], %(reasons)s::text[],
-                         %(details)s::text[]) as t(id, provider, route, reason, detail)
+    select * from unnest(%(ids)s::uuid[], %(intents)s::text[], %(providers)s::text[], %(routes)s::text[],
+                         %(reasons)s::text[], %(details)s::text[]) as t(id, intent, provider, route, reason, detail)
 ), moved as (
-    update jobs j set state = 'routed', provider = i.provider, route = i.route::jsonb, route_index = 0,
+    -- The intent changes for untagged jobs alone.
+    update jobs j set state = 'routed', intent = i.intent, provider = i.provider, route = i.route::jsonb, route_index = 0,
                       published_at = now()
     from input i where j.id = i.id and j.state = 'queued'
     returning j.id

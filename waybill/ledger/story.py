@@ -103,7 +103,9 @@ def _decision(decision: dict[str, Any], job: dict[str, Any]) -> str:
         chain = " > ".join(candidate["model"] for candidate in job["route"] or [])
         passed = (decision["detail"] or {}).get("passed_over") or {}
         over = "".join(f"; passed over {model}: {why}" for model, why in passed.items())
-        return f"-> route {chain} (policy {decision['policy_version']}): {decision['reason']}{over}"
+        guess = (decision["detail"] or {}).get("guess")
+        guessed = f"; intent guessed: {guess['intent']}, sure to {guess['confidence']:.0%}" if guess else ""
+        return f"-> route {chain} (policy {decision['policy_version']}): {decision['reason']}{over}{guessed}"
     return f"-> {decision['outcome'].replace('_', ' ')}: {decision['reason']}"
 
 

@@ -1,0 +1,115 @@
+"""What the dispatcher learns while it runs: plans from graded outcomes, and the intent of untagged prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import policies
+from policies.policyfile import AUTO, Policy
+from policies.quality import Choice, Standing, Sums, learn
+from waybill.errors import LedgerUnavailable
+from waybill.ledger import grades
+from waybill.ledger.engine import Ledger
+from workers.telemetry import emit
+
+if TYPE_CHECKING:
+    from policies.intents.classifier import Classifier, Guess
+
+log = logging.getLogger("waybill.learning")
+
+LEARN_EVERY_S: Final = 30.0
+SINCE_S: Final = 30 * 86400.0
+"""Grades older than this say nothing about today's models and prompts."""
+_LABELLED: Final = "classification"
+"""What a job with labels is, whatever its prompt says."""
+MODEL_FILE: Final = Path(policies.__file__).parent / "intents" / "model.npz"
+
+
+class Learned:
+    """The policy as the outcomes allow it now."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._declared = policy
+        self.policy = policy
+        self.choices: Mapping[str, Choice] = {}
+
+    async def keep_learning(self, ledger: Ledger) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.look(ledger)
+            except LedgerUnavailable as exc:
+                emit("service.away", service="ledger", error=str(exc))
+            except Exception:  # a bug here must not stop jobs: they go by the plans known so far
+                log.exception("learning from outcomes failed")
+            await asyncio.sleep(LEARN_EVERY_S)
+
+    async def look(self, ledger: Ledger) -> None:
+        """Read the standings and choose the plans."""
+        before = self.policy.plans
+        self.policy, self.choices = learn(self._declared, await read_standings(ledger, self._declared.flagship))
+        for intent, plan in self.policy.plans.items():
+            if plan.chain != before[intent].chain:
+                choice = self.choices[intent]
+                emit("plan.changed", intent=intent, kind=choice.kind, model=plan.chain[0], reason=plan.reason)
+                if choice.shortfall is not None:
+                    emit("plan.lacking", intent=intent, reason=choice.shortfall)
+
+    def kind(self, intent: str) -> str:
+        """`declared`, `flagship`, `cheap` or `cascade`."""
+        choice = self.choices.get(intent)
+        return "declared" if choice is None else choice.kind
+
+
+async def read_standings(ledger: Ledger, flagship: str, *, since_s: float = SINCE_S) -> list[Standing]:
+    """What the ledger knows of each intent and model.
+
+    Raises:
+        LedgerUnavailable: Postgres does not answer.
+    """
+    rows = await ledger.fetch(grades.STANDINGS, {"flagship": flagship, "since_s": since_s})
+    return [standing(row) for row in rows]
+
+
+def standing(row: Mapping[Any, Any]) -> Standing:
+    """A row of grades.STANDINGS."""
+    names = ("score", "squares", "flagship", "flagship_squares", "difference", "difference_squares", "product")
+    sums = Sums(labels=row["labels"], pairs=row["pairs"], **{name: float(row[name]) for name in names})
+    return Standing(row["intent"], row["model"], sums, row["jobs"], row["usd"], row["checked"], row["weak"])
+
+
+class Tagger:
+    """Guesses the intent of jobs that came without one. The model file ships; nothing is downloaded."""
+
+    def __init__(self) -> None:
+        self._classifier: Classifier | None = None
+
+    async def guess(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Guess]:
+        """By job id, for rows whose intent is `auto`; in a thread, since a prompt takes a millisecond of CPU."""
+        untagged = [row for row in rows if row["intent"] == AUTO and row["payload"] is not None]
+        return await asyncio.to_thread(self._guess, untagged) if untagged else {}
+
+    def _guess(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Guess]:
+        from policies.intents.classifier import Classifier, Guess  # scipy: only where there is something untagged
+
+        if self._classifier is None:
+            self._classifier = Classifier.from_bytes(MODEL_FILE.read_bytes())
+        return {
+            row["id"]: Guess(_LABELLED, 1.0, _LABELLED)
+            if "labels" in (row["needs"] or ())
+            else self._classifier.guess(prompt_of(row["payload"]))
+            for row in rows
+        }
+
+
+def prompt_of(payload: str) -> str:
+    """The text that says what is to be done: instructions and the last turn."""
+    request = json.loads(payload)
+    turns = request.get("messages") or ()
+    last = turns[-1]["content"] if turns else request.get("prompt", "")
+    return f"{request.get('system') or ''}\n{last}".strip()
