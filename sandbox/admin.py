@@ -6,6 +6,7 @@ Not part of any provider's API and without a key: the server listens on loopback
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -33,7 +34,7 @@ class Admin:
         self._sandbox = sandbox
         self._pages: dict[str, Callable[[], Any]] = {
             "/healthz": lambda: {"ok": True},
-            "/bill": lambda: sandbox.bill.shown(),
+            "/bill": self._bill,
             "/admin/state": self._state,
             "/admin/faults": self._faults,
         }
@@ -45,6 +46,7 @@ class Admin:
             ("POST", "/admin/limits"): self._limits,
             ("POST", "/admin/latency"): self._latency,
             ("POST", "/admin/clock"): self._clock,
+            ("POST", "/admin/batches"): self._batches,
         }
 
     async def serve(self, exchange: Exchange) -> None:
@@ -79,6 +81,10 @@ class Admin:
             "faults": {kind.name: kind.text for kind in KINDS.values()},
         }
 
+    def _bill(self) -> Any:
+        self._sandbox.batches.look_at_all(self._sandbox.clock.now_ns())
+        return self._sandbox.bill.shown()
+
     def _state(self) -> Any:
         sandbox = self._sandbox
         now_ns = sandbox.clock.now_ns()
@@ -93,6 +99,7 @@ class Admin:
             "uptime_s": round((now_ns - sandbox.started_ns) / 1e9, 3),
             "clock_offset_s": sandbox.clock.offset_ns / 1e9,
             "cache_entries": len(sandbox.cache),
+            "batches": len(sandbox.batches),
             "answers": len(sandbox.book),
             "models": [model.id for model in sandbox.catalogue],
             "faults": sandbox.faults.shown(),
@@ -102,7 +109,7 @@ class Admin:
     async def _reset(self, exchange: Exchange) -> Any:
         await exchange.body(_MAX_BODY_BYTES)
         self._sandbox.reset()
-        return {"reset": ["bill", "log", "faults", "limits' levels", "cache", "clock"]}
+        return {"reset": ["bill", "log", "faults", "limits' levels", "cache", "batches", "clock"]}
 
     def _faults(self) -> Any:
         return {"faults": self._sandbox.faults.shown()}
@@ -140,7 +147,20 @@ class Admin:
         self._sandbox.clock.offset_ns += int(advance_s * 1e9)
         return {"clock_offset_s": self._sandbox.clock.offset_ns / 1e9}
 
+    async def _batches(self, exchange: Exchange) -> Any:
+        given = await _body(exchange)
+        pace = self._sandbox.batches.pace
+        known = {"turnaround_s": 86400.0, "enqueued_tokens": 1e15, "queued_requests": 1e9}
+        for name, value in given.items() if isinstance(given, dict) else [("the body", given)]:
+            if name not in known:
+                raise AdminError(f"unknown key {name!r}; known are {', '.join(known)}")
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= known[name]:
+                raise AdminError(f"{name} is {value!r}; write a number from 0 to {known[name]:g}")
+        self._sandbox.batches.pace = replace(pace, **given)
+        return asdict(self._sandbox.batches.pace)
+
     async def _log(self, exchange: Exchange) -> None:
+        self._sandbox.batches.look_at_all(self._sandbox.clock.now_ns())
         try:
             lines = self._sandbox.log.since(_number(exchange, "since") or 0, _number(exchange, "limit"))
         except AdminError as exc:

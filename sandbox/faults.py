@@ -66,6 +66,9 @@ _KINDS = (
     Kind("max_tokens", "the answer is cut as if max_tokens had been reached", True),
     Kind("tier_downgrade", "flex or priority was asked for, default is served and billed", True),
     Kind("slow", "a good answer that comes `delay_s` later (default 5)", True),
+    # Batches only.
+    Kind("batch_expired", "a row of a batch that is not done within 24 hours; put endpoint=batch on the rule", True),
+    Kind("batch_hidden", "a batch just made is a 404 and in no list for `delay_s`; endpoint=batches", False),
 )
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}
 
@@ -87,7 +90,7 @@ class Rule:
     times: int | None = None
     from_s: float = 0.0
     to_s: float | None = None
-    # model, endpoint (messages, chat, responses) and tier: shell patterns.
+    # model, endpoint (messages, chat, responses; batch: a row, batches: making one, batch_reads) and tier: patterns.
     model: str = "*"
     endpoint: str = "*"
     tier: str = "*"

@@ -20,6 +20,8 @@ from pydantic_core import from_json, to_json
 
 from sandbox import failures, messages, openai, ratelimits
 from sandbox.answers import AnswerBook
+from sandbox.batchapi import BatchApi, row_line
+from sandbox.batches import Batch, Batches, Row
 from sandbox.bill import Bill, cost_usd, plain
 from sandbox.buckets import Cost, Meter, Meters
 from sandbox.chat import Chat
@@ -121,6 +123,8 @@ class Sandbox:
             "/v1/chat/completions": Chat(self.catalogue, self.cache),
             "/v1/responses": Responses(self.catalogue, self.cache),
         }
+        self.batches = Batches(self.settings.seed, self._finish_row)
+        self._batch_api = BatchApi(self, self._dialects)
         # Names are unique over restarts too, so that a ledger may keep them unique.
         self._boot = secrets.token_hex(6)
         self._serial = 0
@@ -129,12 +133,14 @@ class Sandbox:
         self._admin = Admin(self)
 
     def reset(self) -> None:
-        """Forget bill, log, faults, levels of limits, cache and the clock's offset; keep limits, book and latency."""
+        """Forget bill, log, faults, levels, cache, batches and the clock's offset; keep limits, book, latency and pace."""
         self.bill = Bill()
         self.log.clear()
         self.faults.remove()
         self.meters.clear()
         self.cache.clear()
+        self.batches.clear()
+        self._batch_api.clear()
         self.clock.offset_ns = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,6 +155,8 @@ class Sandbox:
                 await self._serve(exchange, dialect)
             finally:
                 self.in_flight -= 1
+        elif self._batch_api.serves(path):
+            await self._serve_batches(exchange)
         elif path.startswith("/v1/"):
             await self._serve_small(exchange)
         else:
@@ -296,6 +304,67 @@ class Sandbox:
                 "billed": outcome.billed,
                 "usd": plain(outcome.usd),
                 "duration_ms": (time.perf_counter_ns() - exchange.started_ns) // 1_000_000,
+            }
+        )
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    async def _serve_batches(self, exchange: Exchange) -> None:
+        identity = self._identity()
+        provider = "anthropic" if exchange.path.startswith("/v1/messages/") else "openai"
+        account = ""
+        try:
+            account = self._account(exchange)
+            answer = await self._batch_api.serve(exchange, account, identity)
+        except BodyTooLargeError:
+            error = ApiError(413, "too_large", "the request is larger than a batch may be")
+            await self._refuse(exchange, provider, error, identity, account, None)
+            return
+        except ApiError as error:
+            await self._refuse(exchange, provider, error, identity, account, None)
+            return
+        if answer is not None:
+            lines = isinstance(answer, bytes)
+            kind = (b"content-type", b"application/x-jsonl") if lines else JSON_TYPE
+            body = answer if isinstance(answer, bytes) else to_json(answer)
+            await exchange.respond(200, [kind, *_names(provider, identity, account)], body)
+
+    def _finish_row(self, batch: Batch, row: Row, how: str) -> None:
+        """Give a row of a batch that has ended its outcome, its line in the results, its charge and its log entry."""
+        identity, call, rule = self._identity(), row.call, row.rule
+        error, usage, usd = row.error, _NOTHING, Decimal()
+        if how == "done" and error is None and rule is not None and not rule.kind.billed:
+            error = failures.error_of(rule, batch.provider)
+        row.outcome = "errored" if error is not None else "succeeded" if how == "done" else how
+        answer: Json | None = None
+        if error is not None:
+            answer = failures.body_of(error, batch.provider, identity.request_id)
+        elif row.outcome == "succeeded" and call is not None:
+            generation = generate(call, self.book, rule)
+            # OpenAI says `default` of what it bills as a batch; Anthropic tells the truth.
+            generation.tier = "batch" if batch.provider == "anthropic" else "default"
+            self.cache.commit(call.cache, self.clock.now_ns())
+            self.cache.begin(call.cache)
+            usage, answer = generation.usage, batch.dialect.whole(call, generation, identity)
+            usd = cost_usd(call.model, usage, tier="batch", multiplier_permille=call.multiplier_permille)
+            self.bill.add(call.model, usage, usd, tier="batch", account=batch.account)
+        row.line = row_line(batch.provider, row, answer, identity, error)
+        self.log.add(
+            {
+                "time": _time(time.time_ns()),
+                "request_id": identity.request_id,
+                "account": batch.account,
+                "endpoint": "batch",
+                "batch": batch.id,
+                "job": row.custom_id,
+                "model": call.model.id if call else None,
+                "outcome": row.outcome,
+                "fault": rule.kind.name if rule else None,
+                "tier": "batch",
+                "usage": {"input_tokens": usage.prompt, "output_tokens": usage.output},
+                "delivered": row.outcome == "succeeded",
+                "billed": row.outcome == "succeeded",
+                "usd": plain(usd),
             }
         )
 

@@ -60,8 +60,12 @@ class Running:
         """Set the latency: none, fixed:50ms, model or model:0.1."""
         self._call("POST", "/admin/latency", {"latency": latency})
 
+    def batch_pace(self, **pace: float) -> None:
+        """Set how batches made from now on behave: turnaround_s, enqueued_tokens, queued_requests."""
+        self._call("POST", "/admin/batches", pace)
+
     def reset(self) -> None:
-        """Forget bill, log, faults, levels, cache and clock."""
+        """Forget bill, log, faults, levels, cache, batches and clock."""
         self._call("POST", "/admin/reset", {})
 
     def bill(self) -> dict[str, Any]:
