@@ -94,6 +94,11 @@ class Estimates:
         seen = self._trained(model.id, intent)
         return max_output_tokens if seen is None else min(max_output_tokens, seen.output_quantile())
 
+    def learned_output(self, model_id: str, intent: str) -> int | None:
+        """What nine of ten answers do not exceed; None as long as too few were seen."""
+        seen = self._trained(model_id, intent)
+        return None if seen is None else seen.output_quantile()
+
     def need(
         self,
         model: Model,

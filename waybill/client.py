@@ -230,6 +230,7 @@ class AsyncClient:
                 "streams": [job.stream for job in jobs],
                 "deadlines": [job.deadline_s for job in jobs],
                 "payloads": payloads,
+                "key_ids": [job.key_id for job in jobs],
             },
         )
         new = {row["id"] for row in inserted}

@@ -201,6 +201,7 @@ class Job(BaseModel):
         deadline_s: Seconds from submission after which the answer is of no use; None = no deadline.
         idempotency_key: Same tenant and key = same job, however often it is submitted.
         tenant: Whose job it is (accounting, isolation).
+        key_id: Of the API key it was handed over with (set by the gateway; no part of the request), None without one.
         stream: Deltas are wanted while the answer is made (`Client.stream` sets it).
         metadata: Short strings of the caller's, returned unchanged, never sent to a provider.
     """
@@ -220,6 +221,7 @@ class Job(BaseModel):
     deadline_s: float | None = Field(default=None, gt=0, le=30 * 86400)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    key_id: str | None = Field(default=None, max_length=100, exclude=True)
     stream: bool = False
     metadata: dict[str, str] = Field(default_factory=dict)
 

@@ -165,7 +165,7 @@ async def park(runtime: Runtime, parked: Sequence[Refused]) -> dict[str, str]:
             await runtime.limiter.stand_in_line(members[0][1], wanted, is_batch=is_batch)
         except LimiterAway as exc:
             emit("service.away", service="limiter", error=str(exc))
-    await _tell_cancelled(runtime, [job_id for job_id, state in states.items() if state is JobState.CANCELLED])
+    await tell_cancelled(runtime, [job_id for job_id, state in states.items() if state is JobState.CANCELLED])
     emit("jobs.parked", level=10, jobs=len(states), lane=parked[0][0].lane)
     return {job_id: f"{state.value} {attempts[job_id][0].candidate.model} (quota)" for job_id, state in states.items()}
 
@@ -180,7 +180,8 @@ def _patrol_s(attempt: Attempt, verdict: Verdict, lane: LimitLane | None) -> flo
     return wait_s if slack_s is None else min(wait_s, max(0.05, slack_s))
 
 
-async def _tell_cancelled(runtime: Runtime, job_ids: list[str]) -> None:
+async def tell_cancelled(runtime: Runtime, job_ids: list[str]) -> None:
+    """Wake clients that wait for jobs which turned out to be cancelled. A hint."""
     from redis.exceptions import RedisError
 
     if not job_ids:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from waybill.broker import execute_doorbells
 from waybill.errors import LedgerUnavailable
-from waybill.ledger import queries
+from waybill.ledger import budgets, queries
 from waybill.ledger.engine import Ledger
 from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.probe import beating
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 RELEASE_EVERY_S = 0.1
 PUMP_EVERY_S = 0.1
+FOLD_EVERY_S = 0.1
 RESCUE_EVERY_S = 1.0
 RING_EVERY_S = 2.0
 MAX_LOSSES = 3
@@ -65,10 +66,11 @@ class Control:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a service that is away is waited for."""
-        due = {self.release: 0.0, self.pump: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
+        due = {self.release: 0.0, self.pump: 0.0, self.fold: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
         every = {
             self.release: RELEASE_EVERY_S,
             self.pump: PUMP_EVERY_S,
+            self.fold: FOLD_EVERY_S,
             self.rescue: RESCUE_EVERY_S,
             self.ring_again: RING_EVERY_S,
         }
@@ -127,6 +129,13 @@ class Control:
             await self._ring_routed(rows)
             woken = {row["id"] for row in rows}
             await self._pump.forget(lane, [job_id for job_id in job_ids if job_id not in woken])
+
+    async def fold(self) -> None:
+        """What calls have cost goes to their budgets, and their reservations become free."""
+        if not await self._ledger.fetch(budgets.FOLD):
+            return
+        for row in await self._ledger.fetch(budgets.ALERT):
+            emit("budget.share", budget=row["budget_id"], percent=row["share"])
 
     async def rescue(self) -> None:
         """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""

@@ -128,6 +128,7 @@ async def _park(runtime: Runtime, waiting: Sequence[tuple[Attempt, Wait]]) -> di
             "numbers": [attempt.number for attempt, _ in waiting],
             "delays": delays,
             "reasons": [wait.reason for _, wait in waiting],
+            "code": "lane_held",
         },
     )
     states = {row["id"]: JobState(row["state"]) for row in rows}

@@ -1,4 +1,4 @@
-"""One attempt as a pipeline of named steps: claim -> prepare -> admit -> call -> price -> judge -> settle.
+"""One attempt as a pipeline of named steps: claim -> prepare -> afford -> admit -> call -> price -> judge -> settle.
 
 The first three are done for a whole chunk at once; who may not start now is parked by admission.py and keeps no trace.
 
@@ -32,6 +32,7 @@ from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
 from waybill.streaming import publish_delta, publish_end
 from workers.admission import admit, give_back, park
+from workers.affording import afford
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
 from workers.limiter import Grant
@@ -65,6 +66,7 @@ class Attempt:
         job: The request.
         history: What the fallback policy needs to know.
         call: As it is sent; set by prepare.
+        has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
         account: Which of the provider's accounts it is reserved in.
         answer, failure: What came back: one of them after `call`.
@@ -83,6 +85,7 @@ class Attempt:
     history: History
     started: float
     started_at: datetime
+    has_budget: bool = False
     call: Call | None = None
     grant: Grant | None = None
     account: str = ""
@@ -129,6 +132,7 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     for attempt in attempts:
         prepare(runtime, attempt)
     attempts, held = await hold_back(runtime, attempts)
+    attempts, short = await afford(runtime, attempts)
     going, refused = await admit(runtime, attempts)
     going, late = await let_through(runtime, going)
     # Who is admitted does not wait until the others are parked.
@@ -136,7 +140,7 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
     parked = await parking
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
-    return held | late | parked | dict(zip((a.job_id for a in going), told, strict=True))
+    return held | short | late | parked | dict(zip((a.job_id for a in going), told, strict=True))
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
@@ -178,6 +182,7 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
         ),
         started=time.monotonic(),
         started_at=datetime.now(UTC),
+        has_budget=row["has_budget"],
     )
 
 

@@ -24,6 +24,7 @@ from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.providers.registry import available, make_provider, without_workers
 from workers.telemetry import emit
+from workers.till import Till
 from workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Runtime:
     prices: PriceBook = field(init=False)
     ledger: Ledger = field(init=False)
     writer: Writer = field(init=False)
+    till: Till = field(init=False)
     redis: Redis = field(init=False)
     broker: Broker = field(init=False)
     limiter: Limiter = field(init=False)
@@ -130,6 +132,7 @@ class Runtime:
         self.broker = Broker(self.settings.require_broker_url())
         self.writer = Writer(self.ledger)
         self.writer.start()
+        self.till = Till(self.ledger)
         self.off = {name: why for name, why in available(self.settings, self.policy).items() if why is not None}
         if not self.provider_names and self.settings.providers is not None:
             self.off = without_workers(self.settings.providers.split(","))

@@ -16,6 +16,7 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 | jobs.released      | jobs                                                             |
 | jobs.parked        | jobs, lane                                                       |
 | doorbells.rerung   | jobs, cause                                                      |
+| budget.share       | budget, percent                                                  |
 | message.refused    | queue, reason, bytes                                             |
 | plan.changed       | intent, kind, model, reason                                      |
 | plan.lacking       | intent, reason                                                   |

@@ -18,7 +18,7 @@ with input as (
         state = case when j.cancel_requested then 'cancelled' else 'parked' end,
         attempt = j.attempt - 1,
         not_before = case when not j.cancel_requested then now() + i.delay_s * interval '1 second' end,
-        error_code = case when j.cancel_requested then 'cancelled' else 'lane_held' end, error = i.reason,
+        error_code = case when j.cancel_requested then 'cancelled' else %(code)s end, error = i.reason,
         published_at = now(), lease_token = null, lease_owner = null, lease_until = null,
         finished_at = case when j.cancel_requested then now() end
     from input i where j.id = i.id and j.lease_token = i.token and j.state = 'running'
@@ -29,7 +29,8 @@ with input as (
 )
 select id::text, state from moved
 """
-"""Undo claims whose lane is out: no attempt is counted and no row is left, so that waiting costs nothing."""
+"""Undo claims that cannot go on now (`code`: `lane_held`, `budget_busy`, `budget_exhausted`): no attempt is counted and no
+row is left, so that waiting costs nothing."""
 
 LET_GO: Final = """
 update jobs j set not_before = now() + random() * %(within_s)s * interval '1 second'

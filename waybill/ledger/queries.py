@@ -16,14 +16,15 @@ with input as (
         %(ids)s::uuid[], %(run_ids)s::uuid[], %(seqs)s::int[], %(tenants)s::text[], %(intents)s::text[],
         %(priorities)s::text[], %(keys)s::text[], %(hashes)s::text[], %(bytes)s::int[], %(max_outputs)s::int[],
         %(models)s::text[], %(local_onlys)s::bool[], %(needs)s::text[], %(streams)s::bool[], %(deadlines)s::float8[],
-        %(payloads)s::text[]
+        %(payloads)s::text[], %(key_ids)s::text[]
     ) as t(id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, needs, stream, deadline_s, payload)
+           model, local_only, needs, stream, deadline_s, payload, key_id)
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
-                      max_output_tokens, model, local_only, needs, stream, deadline_at)
+                      max_output_tokens, model, local_only, needs, stream, deadline_at, key_id)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second'
+           model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
+           key_id
     from input
     on conflict do nothing
     returning id
@@ -91,7 +92,7 @@ with claimed as (
       and not exists (select from runs r where r.id = j.run_id and r.state = 'paused')
       and j.intent not in (select name from holds where kind = 'intent')
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
-              j.stream, j.run_id, j.payload_bytes, extract(epoch from j.deadline_at - now())::float8 as slack_s
+              j.stream, j.run_id, j.key_id, j.payload_bytes, extract(epoch from j.deadline_at - now())::float8 as slack_s
 ), begun as (
     insert into attempts (job_id, number, provider, model, service, reason, worker, estimate_usd)
     select c.id, c.attempt, r ->> 'provider', r ->> 'model', r ->> 'service', r ->> 'reason', %(owner)s,
@@ -101,7 +102,9 @@ with claimed as (
 select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_index, c.intent, c.tenant, c.priority,
        c.stream, c.run_id::text, c.payload_bytes, c.slack_s, p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
-          and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane
+          and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane,
+       exists (select from budgets b where (b.scope, b.subject) in
+                   (('tenant', c.tenant), ('key', c.key_id), ('run', c.run_id::text))) as has_budget
 from claimed c join payloads p on p.job_id = c.id
 """
 

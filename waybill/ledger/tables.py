@@ -111,6 +111,8 @@ class JobRow(Base):
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_hash: Mapped[str] = mapped_column(Text)
     """SHA-256 of the payload: the same key with another hash is a conflict."""
+    key_id: Mapped[str | None] = mapped_column(Text)
+    """The API key it was handed over with; None without one."""
     payload_bytes: Mapped[int]
     """Size of the prompt texts in UTF-8: what token estimates start from."""
     max_output_tokens: Mapped[int | None]
@@ -207,6 +209,10 @@ class AttemptRow(Base):
     """The same tokens at the flagship's price, for the answer that became the result; else None."""
     estimate_usd: Mapped[Decimal] = mapped_column(_Money)
     """What it is booked at while nobody knows what was billed."""
+    budgets: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
+    """Where it was reserved; None = in no budget."""
+    reserved_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """What was reserved in each of them until it ended."""
     price_version: Mapped[str | None] = mapped_column(Text)
     error_code: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
@@ -244,13 +250,103 @@ class Hold(Base):
 
 
 class Tenant(Base):
-    """A tenant whose weight is not 1: how many turns it gets for each turn of another."""
+    """A tenant that is more than a name on jobs: its weight (turns it gets for each turn of another), or its suspension."""
 
     __tablename__ = "tenants"
     __table_args__ = (CheckConstraint("weight between 1 and 100", name="tenants_weight"),)
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
-    weight: Mapped[int] = mapped_column(SmallInteger)
+    weight: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    suspended_at: Mapped[datetime | None] = mapped_column(_When)
+    """Its keys open nothing while this is set."""
+
+
+class ApiKey(Base):
+    """A key to the gateway. The key itself is shown once and kept nowhere."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("requests_per_minute > 0 and concurrency > 0", name="api_keys_rates"),
+        Index("api_keys_hash", "hash", unique=True),
+        Index("api_keys_tenant", "tenant"),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    hash: Mapped[str] = mapped_column(Text)
+    """SHA-256 of the key, hexadecimal. A key has 256 random bits, so a slow hash would only cost time."""
+    hint: Mapped[str] = mapped_column(Text)
+    """Its last characters, to tell keys apart."""
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    requests_per_minute: Mapped[int | None]
+    concurrency: Mapped[int | None]
+    """Requests it may have open at once."""
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    expires_at: Mapped[datetime | None] = mapped_column(_When)
+    revoked_at: Mapped[datetime | None] = mapped_column(_When)
+    last_used_at: Mapped[datetime | None] = mapped_column(_When)
+    """To within a minute."""
+
+
+class Budget(Base):
+    """What a tenant, key or run may spend. Read with `charges` added up: waybill/ledger/budgets.py."""
+
+    __tablename__ = "budgets"
+    __table_args__ = (
+        CheckConstraint("scope in ('tenant', 'key', 'run')", name="budgets_scope"),
+        CheckConstraint("period in ('total', 'day', 'month')", name="budgets_period"),
+        CheckConstraint("at_cap in ('stop', 'park', 'cheaper')", name="budgets_at_cap"),
+        CheckConstraint(
+            "cap_usd >= 0 and cap_usd <> 'NaN' and reserved_usd >= 0 and spent_usd <> 'NaN'", name="budgets_amounts"
+        ),
+        CheckConstraint("(period = 'total') = (resets_at is null)", name="budgets_window"),
+        Index("budgets_subject", "scope", "subject", "period", unique=True),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    scope: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(Text)
+    """The tenant's name, the key's id or the run's id."""
+    period: Mapped[str] = mapped_column(Text)
+    cap_usd: Mapped[Decimal] = mapped_column(_Money)
+    at_cap: Mapped[str] = mapped_column(Text, server_default="stop")
+    """policies.budgets.AtCap"""
+    spent_usd: Mapped[Decimal] = mapped_column(_Money, server_default="0")
+    """In this period, as far as charges have been added up."""
+    reserved_usd: Mapped[Decimal] = mapped_column(_Money, server_default="0")
+    """For calls under way; never too little."""
+    started_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    resets_at: Mapped[datetime | None] = mapped_column(_When)
+    alert_shares: Mapped[list[int]] = mapped_column(ARRAY(SmallInteger), server_default=text("'{50,80,100}'"))
+    """Percent of the cap at which an alert is written."""
+    alerted: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    """The highest of them already written in this period."""
+
+
+class Charge(Base):
+    """How one attempt changes one budget, until it is added up."""
+
+    __tablename__ = "charges"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    budget_id: Mapped[int] = mapped_column(BigInteger)
+    released_usd: Mapped[Decimal] = mapped_column(_Money)
+    spent_usd: Mapped[Decimal] = mapped_column(_Money)
+
+
+class BudgetAlert(Base):
+    """A budget passed a share of its cap."""
+
+    __tablename__ = "budget_alerts"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    budget_id: Mapped[int] = mapped_column(ForeignKey("budgets.id", ondelete="CASCADE"))
+    share: Mapped[int] = mapped_column(SmallInteger)
+    spent_usd: Mapped[Decimal] = mapped_column(_Money)
+    cap_usd: Mapped[Decimal] = mapped_column(_Money)
+    at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
 
 
 class Grade(Base):
