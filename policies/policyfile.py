@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from policies.catalog import CATALOG, Model
 from policies.limits import LimitSpec, limit_class
+from policies.reuse import Reuse
 from waybill.errors import ConfigError
 from waybill.names import PROVIDERS
 
@@ -63,6 +64,7 @@ class Policy:
         limits: Rate limits by model id, class of models or `*`; what is not here is learned from headers.
         quality: Share of the flagship's quality that plans learned from outcomes must keep; None = nothing is learned.
         explore: Share of batch jobs that get another model of their chain first, to learn from.
+        reuse: When an earlier answer may be given again.
     """
 
     version: str
@@ -74,6 +76,7 @@ class Policy:
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
     quality: float | None = None
     explore: float = 0.0
+    reuse: Reuse = Reuse()
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -138,7 +141,7 @@ class _Reader:
         return price
 
 
-_TOP = ("version", "flagship", "quality", "explore", "max_attempts", "intents", "models", "prices", "limits")
+_TOP = ("version", "flagship", "quality", "explore", "max_attempts", "intents", "models", "prices", "limits", "reuse")
 _PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality")
 _MODEL = (
     "provider",
@@ -161,6 +164,7 @@ _LIMITS = (
     "in_flight",
     "output_counted",
 )
+_REUSE = ("ttl_s", "max_answer_bytes", "max_questions")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -208,6 +212,7 @@ def parse(text: str, source: str) -> Policy:
         limits={name: _limit(read, name, table, models) for name, table in _tables(read, data, "limits").items()},
         quality=read.share(data, "", "quality"),
         explore=read.share(data, "", "explore") or 0.0,
+        reuse=_reuse(read, data.get("reuse", {})),
     )
 
 
@@ -328,4 +333,16 @@ def _limit(read: _Reader, name: str, table: Mapping[str, Any], models: Mapping[s
         interactive_reserve=number("interactive_reserve", 0.1, 0.0, 0.9),
         in_flight=read.integer(table, prefix, "in_flight", 1000, 1, 1_000_000),
         output_counted=counted,
+    )
+
+
+def _reuse(read: _Reader, table: object) -> Reuse:
+    if not isinstance(table, dict):
+        raise read.fail("reuse", "must be a table: [reuse]")
+    read.known(table, "reuse.", _REUSE)
+    usual = Reuse()
+    return Reuse(
+        ttl_s=read.integer(table, "reuse.", "ttl_s", int(usual.ttl_s), 0, 366 * 86_400),
+        max_answer_bytes=read.integer(table, "reuse.", "max_answer_bytes", usual.max_answer_bytes, 1, 2**30),
+        max_questions=read.integer(table, "reuse.", "max_questions", usual.max_questions, 1, 10**9),
     )

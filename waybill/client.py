@@ -36,6 +36,7 @@ from waybill.errors import (
     StreamBroken,
 )
 from waybill.names import done_channel
+from waybill.question import question, stable_part
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ class AsyncClient:
         ids = [new_job_id(now_ms, os.urandom(10)) for _ in jobs]
         payloads = [self._checked_payload(job) for job in jobs]
         hashes = [hashlib.sha256(payload.encode()).hexdigest() for payload in payloads]
+        stable = [stable_part(job) for job in jobs]
         inserted = await self.ledger.fetch(
             queries.INSERT_JOBS,
             {
@@ -231,6 +233,9 @@ class AsyncClient:
                 "deadlines": [job.deadline_s for job in jobs],
                 "payloads": payloads,
                 "key_ids": [job.key_id for job in jobs],
+                "questions": [question(job) for job in jobs],
+                "prefixes": [part.key if part else None for part in stable],
+                "prefix_bytes": [part.bytes if part else 0 for part in stable],
             },
         )
         new = {row["id"] for row in inserted}
@@ -544,7 +549,7 @@ class Client:
 
 def prompt_bytes(job: Job) -> int:
     """UTF-8 bytes of all prompt texts of a job."""
-    texts = [job.prompt, job.system or "", *(message.content for message in job.messages)]
+    texts = [job.prompt, job.system or "", job.context or "", *(message.content for message in job.messages)]
     return sum(len(text.encode()) for text in texts)
 
 

@@ -57,6 +57,7 @@ _S = JobState
 JOB_EDGES: Final = frozenset(
     {
         (_S.QUEUED, _S.ROUTED),  # dispatched
+        (_S.QUEUED, _S.SUCCEEDED),  # answered with an earlier answer to the same question
         (_S.QUEUED, _S.FAILED),  # no route
         (_S.QUEUED, _S.CANCELLED),
         (_S.ROUTED, _S.RUNNING),  # claimed
@@ -192,6 +193,7 @@ class Job(BaseModel):
         prompt: The user turn. Either this or `messages`.
         messages: A conversation, oldest turn first, ending with a user turn.
         system: Instructions that stay the same over many jobs; the part that prompt caches keep.
+        context: Text that many jobs share (a contract, a code base), sent before the prompt; prompt caches keep it too.
         json_schema: JSON Schema that the answer must fit; the result's `data` is then the parsed object.
         labels: Classification: the answer is exactly one of these (2..100).
         model: Pins the model; nothing else is ever tried.
@@ -203,6 +205,8 @@ class Job(BaseModel):
         tenant: Whose job it is (accounting, isolation).
         key_id: Of the API key it was handed over with (set by the gateway; no part of the request), None without one.
         stream: Deltas are wanted while the answer is made (`Client.stream` sets it).
+        reuse: An earlier answer of this tenant to the very same question will do, if there is a fresh one
+            (waybill/question.py says what counts as the same).
         metadata: Short strings of the caller's, returned unchanged, never sent to a provider.
     """
 
@@ -212,6 +216,7 @@ class Job(BaseModel):
     prompt: str = ""
     messages: tuple[Message, ...] = ()
     system: str | None = None
+    context: str | None = None
     json_schema: dict[str, Any] | None = None
     labels: tuple[str, ...] = ()
     model: str | None = Field(default=None, max_length=200)
@@ -223,6 +228,7 @@ class Job(BaseModel):
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     key_id: str | None = Field(default=None, max_length=100, exclude=True)
     stream: bool = False
+    reuse: bool = True
     metadata: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("intent", mode="before")
@@ -230,7 +236,7 @@ class Job(BaseModel):
     def _intent_may_be_unsaid(cls, intent: object) -> object:
         return "auto" if intent is None else intent
 
-    @field_validator("prompt", "system", "model", "idempotency_key")
+    @field_validator("prompt", "system", "context", "model", "idempotency_key")
     @classmethod
     def _no_lone_surrogates(cls, text: str | None) -> str | None:
         # Postgres and both wires take UTF-8 only; refusing here beats failing after the job was accepted.
@@ -345,7 +351,7 @@ class Result:
         model: Model that the provider says it served.
         lane: `provider/model/service` that answered.
         reason: Why that lane.
-        attempts: Calls made, failed ones included.
+        attempts: Calls made, failed ones included; 0 when an earlier answer was reused.
         usd: All attempts together; None when one of them has no known price.
         usage: Of the attempt that answered.
         finished_at: When the result was committed (UTC).

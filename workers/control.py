@@ -23,6 +23,7 @@ from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
 from workers.limiter import LimiterAway, Pump
 from workers.preflight import check_services
+from workers.sharing import Sharing
 from workers.telemetry import configure, emit
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ RELEASE_EVERY_S = 0.1
 PUMP_EVERY_S = 0.1
 FOLD_EVERY_S = 0.1
 RESCUE_EVERY_S = 1.0
+SHARE_EVERY_S = 2.0
 RING_EVERY_S = 2.0
 MAX_LOSSES = 3
 """A job that lost this many workers is put aside: it probably kills them."""
@@ -56,6 +58,7 @@ class Control:
             settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
         self._broker = Broker(settings.require_broker_url())
+        self._sharing = Sharing(self._ledger, self._redis, self._broker, "control")
         self._pump = Pump(settings.require_redis_url())
         self._broker_is_redis = settings.require_broker_url().startswith("redis")
         self._epoch: bytes | str | None = None
@@ -66,14 +69,15 @@ class Control:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a service that is away is waited for."""
-        due = {self.release: 0.0, self.pump: 0.0, self.fold: 0.0, self.rescue: 0.0, self.ring_again: 0.0}
         every = {
             self.release: RELEASE_EVERY_S,
+            self.share: SHARE_EVERY_S,
             self.pump: PUMP_EVERY_S,
             self.fold: FOLD_EVERY_S,
             self.rescue: RESCUE_EVERY_S,
             self.ring_again: RING_EVERY_S,
         }
+        due = dict.fromkeys(every, 0.0)
         while not stop.is_set():
             now = time.monotonic()
             for duty in due:
@@ -136,6 +140,10 @@ class Control:
             return
         for row in await self._ledger.fetch(budgets.ALERT):
             emit("budget.share", budget=row["budget_id"], percent=row["share"])
+
+    async def share(self) -> None:
+        """Who still waits for a job that has ended, or has waited too long: a worker that died could not tell them."""
+        await self._sharing.sweep()
 
     async def rescue(self) -> None:
         """Running jobs whose lease ended: their worker is gone. The call it may have made is booked as unknown."""

@@ -23,12 +23,14 @@ from typing import Any, Final
 from policies.exploration import explore
 from policies.fairness import Line, Turns
 from policies.health import Outage
+from policies.policyfile import Policy
 from policies.pricing import PRICE_VERSION
+from policies.reuse import answer_key, outcome_key, wait_s
 from policies.routing import Later, NoRoute, Request, Route, Snapshot, route
 from waybill.broker import execute_doorbells
 from waybill.contract import Candidate, lane_name
 from waybill.errors import LedgerUnavailable
-from waybill.ledger import oncall, queries, turns
+from waybill.ledger import oncall, queries, sharing, turns
 from waybill.names import CLASSES, PROVIDERS
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
@@ -46,6 +48,8 @@ TICK_S: Final = 0.1
 LOOK_EVERY_S: Final = 1.0
 BATCH: Final = 200
 """Jobs routed in one statement."""
+FORGET_EVERY_S: Final = 60.0
+MOST_KINDS: Final = 1000
 UNSEEN_S: Final = 0.7
 """So long may it take until a breaker shows that a call was let through which we sent (workers/health.py: EXCHANGE_S)."""
 RECOVERY_S: Final = 8.0
@@ -80,6 +84,10 @@ class Dispatcher:
         self._sent: deque[tuple[float, str]] = deque()
         """Calls sent to lanes that are not well, a moment ago."""
         self._begun = 0
+        self._keyed: Policy | None = None
+        """The policy that `_outcomes` belong to."""
+        self._outcomes: dict[tuple[str, str | None], str] = {}
+        self._forgot = time.monotonic()
         self._is_behind = False
         """Whether the last look left jobs queued that could be sent later."""
 
@@ -142,6 +150,7 @@ class Dispatcher:
                 rows = await self._next_jobs(klass, shift)
                 if not rows:
                     break
+                rows = await self._ask_once(klass, shift, rows)
                 counts = await self._send(klass, shift, rows)
                 routed, refused = routed + counts[0], refused + counts[1]
         if routed or refused:
@@ -205,6 +214,54 @@ class Dispatcher:
                 self._turns[klass].hand_back(line, count - len(jobs[line]), weights)
                 del shift.lines[line]
         return [jobs[line].pop() for line in order if jobs[line]]
+
+    async def _ask_once(self, klass: str, shift: _Shift, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The jobs that have to be called for. The others are given an earlier answer or wait for that of another job."""
+        reuse = self._runtime.policy.reuse
+        asking = [row for row in rows if row["question"] is not None and _kind(row["line"]) not in shift.full]
+        if not asking or reuse.ttl_s <= 0:
+            return list(rows)
+        await self._forget_old()
+        found = await self._fetch(
+            sharing.ASK,
+            {
+                "ids": [row["id"] for row in asking],
+                "keys": [self._key(row) for row in asking],
+                "waits": [
+                    wait_s(priority=row["priority"], slack_s=row["slack_s"], stream=row["stream"]) for row in asking
+                ],
+                "ttl_s": reuse.ttl_s,
+                "most_bytes": reuse.max_answer_bytes,
+            },
+        )
+        part = {row["id"]: row["part"] for row in found}
+        sources = {row["id"]: row["source"] for row in found if row["part"] == "answered"}
+        if sources:
+            await self._runtime.sharing.answer(sources)
+        going = []
+        for row in rows:
+            if part.get(row["id"], "alone") in ("first", "alone"):
+                going.append(row)
+            else:  # it takes nobody's place
+                line = (row["tenant"], row["line"])
+                self._turns[klass].hand_back(line, 1, {line[0]: shift.lines.get(line, 1)})
+        return going
+
+    def _key(self, row: Mapping[str, Any]) -> str:
+        policy, kind = self._learned.policy, (row["intent"], row["model"])
+        if policy is not self._keyed or len(self._outcomes) > MOST_KINDS:
+            self._keyed = policy
+            self._outcomes.clear()
+        if kind not in self._outcomes:
+            self._outcomes[kind] = outcome_key(policy, *kind)
+        return answer_key(row["question"], self._outcomes[kind])
+
+    async def _forget_old(self) -> None:
+        if time.monotonic() - self._forgot < FORGET_EVERY_S:
+            return
+        self._forgot = time.monotonic()
+        reuse = self._runtime.policy.reuse
+        await self._fetch(sharing.FORGET, {"ttl_s": reuse.ttl_s, "most": reuse.max_questions})
 
     async def _send(self, klass: str, shift: _Shift, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
         runtime = self._runtime

@@ -23,6 +23,7 @@ from waybill.settings import Settings
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.providers.registry import available, make_provider, without_workers
+from workers.sharing import Sharing
 from workers.telemetry import emit
 from workers.till import Till
 from workers.writer import Writer
@@ -100,6 +101,7 @@ class Runtime:
     ledger: Ledger = field(init=False)
     writer: Writer = field(init=False)
     till: Till = field(init=False)
+    sharing: Sharing = field(init=False)
     redis: Redis = field(init=False)
     broker: Broker = field(init=False)
     limiter: Limiter = field(init=False)
@@ -130,7 +132,8 @@ class Runtime:
             self.settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
         self.broker = Broker(self.settings.require_broker_url())
-        self.writer = Writer(self.ledger)
+        self.sharing = Sharing(self.ledger, self.redis, self.broker, self.owner)
+        self.writer = Writer(self.ledger, self.sharing.hand_on)
         self.writer.start()
         self.till = Till(self.ledger)
         self.off = {name: why for name, why in available(self.settings, self.policy).items() if why is not None}

@@ -15,6 +15,7 @@ Fields hold ids, names, counts and money: no prompt, no answer, no key ever goes
 | jobs.rescued       | jobs, dead                                                       |
 | jobs.released      | jobs                                                             |
 | jobs.parked        | jobs, lane                                                       |
+| answers.reused     | jobs                                                             |
 | doorbells.rerung   | jobs, cause                                                      |
 | budget.share       | budget, percent                                                  |
 | message.refused    | queue, reason, bytes                                             |

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -70,12 +70,22 @@ class Settlement:
 class Writer:
     """One per process; lives in the pool's loop."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(
+        self, ledger: Ledger, on_awaited: Callable[[list[str]], Coroutine[None, None, None]] | None = None
+    ) -> None:
+        """Begins with `start`.
+
+        Args:
+            ledger: Where to.
+            on_awaited: Is given the ids of final jobs whose end other jobs wait for, once it is committed.
+        """
         self._ledger = ledger
+        self._on_awaited = on_awaited
         self._queue: list[tuple[Settlement, asyncio.Future[JobState | None]]] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to write. Call in the loop."""
@@ -98,6 +108,8 @@ class Writer:
         self._wake.set()
         if self._task is not None:
             await self._task
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
 
     async def _run(self) -> None:
         while self._queue or not self._closing:
@@ -127,6 +139,11 @@ class Writer:
         for settlement, future in batch:
             if not future.done():
                 future.set_result(states.get(settlement.job_id))
+        awaited = [row["id"] for row in rows if row["is_awaited"] and JobState(row["state"]).is_final]
+        if awaited and self._on_awaited is not None:
+            task = asyncio.create_task(self._on_awaited(awaited), name="hand-on")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
 
 def parameters(settlements: Sequence[Settlement]) -> dict[str, list[object]]:

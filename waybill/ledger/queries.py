@@ -16,15 +16,18 @@ with input as (
         %(ids)s::uuid[], %(run_ids)s::uuid[], %(seqs)s::int[], %(tenants)s::text[], %(intents)s::text[],
         %(priorities)s::text[], %(keys)s::text[], %(hashes)s::text[], %(bytes)s::int[], %(max_outputs)s::int[],
         %(models)s::text[], %(local_onlys)s::bool[], %(needs)s::text[], %(streams)s::bool[], %(deadlines)s::float8[],
-        %(payloads)s::text[], %(key_ids)s::text[]
+        %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[], %(prefix_bytes)s::int[],
+        %(key_ids)s::text[]
     ) as t(id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, needs, stream, deadline_s, payload, key_id)
+           model, local_only, needs, stream, deadline_s, payload, question, prefix, prefix_bytes,
+           key_id)
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
-                      max_output_tokens, model, local_only, needs, stream, deadline_at, key_id)
+                      max_output_tokens, model, local_only, needs, stream, deadline_at, question, prefix, prefix_bytes,
+                      key_id)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
            model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
-           key_id
+           question, prefix, prefix_bytes, key_id
     from input
     on conflict do nothing
     returning id
@@ -161,10 +164,11 @@ with input as (
     insert into decisions (job_id, attempt, outcome, reason, detail)
     select i.id, i.number, i.outcome, i.reason, i.detail::jsonb from input i join moved using (id)
 )
-select id::text, state from moved
+select m.id::text, m.state, exists (select from jobs w where w.waits_for = m.id and w.state = 'queued') as is_awaited
+from moved m
 union
 -- Asked again after a lost connection: what the first try had already done counts as done.
-select j.id::text, j.state from input i join results r on r.job_id = i.id and r.attempt = i.number join jobs j on j.id = i.id
+select j.id::text, j.state, false from input i join results r on r.job_id = i.id and r.attempt = i.number join jobs j on j.id = i.id
 """
 
 # Claimed but not admitted by the limiter: the claim is undone, its number and its row in `attempts` included.
@@ -283,7 +287,7 @@ left join results r on r.job_id = j.id
 left join payloads p on p.job_id = j.id and %(with_payload)s
 left join attempts a on a.job_id = j.id and a.number = r.attempt
 left join lateral (
-    select count(*) filter (where state <> 'released') as calls, sum(cost_usd) as usd,
+    select count(*) filter (where state <> 'released' and service <> 'reuse') as calls, sum(cost_usd) as usd,
            count(*) filter (where cost_source = 'unpriced') as unpriced,
            (array_agg(provider || '/' || model || '/' || service order by number desc))[1] as last_lane
     from attempts where job_id = j.id

@@ -36,7 +36,7 @@ select j.id::text, j.state, j.error_code, j.error, r.body, a.model, a.service, a
 from jobs j
 left join results r on r.job_id = j.id
 left join lateral (
-    select count(*) filter (where state <> 'released') as calls, sum(cost_usd) as usd,
+    select count(*) filter (where state <> 'released' and service <> 'reuse') as calls, sum(cost_usd) as usd,
            count(*) filter (where cost_source = 'unpriced') as unpriced,
            sum(coalesce(input_tokens, 0) + coalesce(cache_read_tokens, 0) + coalesce(cache_write_tokens, 0)
                + coalesce(cache_write_1h_tokens, 0)) as tokens_in,

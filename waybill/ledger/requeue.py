@@ -8,7 +8,7 @@ REQUEUE: Final = """
 with moved as (
     update jobs j set state = 'queued', used = 0, losses = 0, route_index = 0, provider = null,
                       cancel_requested = false, error_code = null, error = null,
-                      finished_at = null, published_at = now(),
+                      finished_at = null, published_at = now(), waits_for = null,
                       run_id = coalesce(j.run_id, %(run_id)s::uuid),
                       deadline_at = now() + %(deadline_s)s::float8 * interval '1 second'
     where j.id = any(%(ids)s::uuid[]) and j.state in ('failed', 'dead')

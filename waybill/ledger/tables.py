@@ -95,7 +95,20 @@ class JobRow(Base):
                 "(coalesce(run_id::text, '') || ' ' || intent || ' ' || local_only::text || ' ' || coalesce(model, ''))"
             ),
             "id",
-            postgresql_where=text("state = 'queued'"),
+            postgresql_where=text("state = 'queued' and waits_for is null"),
+        ),
+        Index(
+            "jobs_waits",
+            "waits_for",
+            "waits_until",
+            postgresql_where=text("state = 'queued' and waits_for is not null"),
+        ),
+        # Jobs that start alike and have not begun: what a prompt cache may serve (waybill/ledger/turns.py).
+        Index(
+            "jobs_prefix",
+            "prefix",
+            "id",
+            postgresql_where=text("state in ('queued', 'routed') and prefix is not null"),
         ),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at is not null")),
     )
@@ -121,6 +134,16 @@ class JobRow(Base):
     local_only: Mapped[bool] = mapped_column(server_default=text("false"))
     needs: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """Capabilities a model must have: `json_schema`, `labels`."""
+    question: Mapped[str | None] = mapped_column(Text)
+    """Hash of what is asked (waybill/question.py); None: an answer of its own is wanted."""
+    prefix: Mapped[str | None] = mapped_column(Text)
+    """Hash of what it has in common with other jobs: system, context, form of the answer; None = nothing."""
+    prefix_bytes: Mapped[int] = mapped_column(server_default="0")
+    """UTF-8 bytes of that part, counted in `payload_bytes` too."""
+    waits_for: Mapped[str | None] = mapped_column(UUID(as_uuid=False))
+    """While queued: the job whose answer will be this one's too; the dispatcher passes it over until then."""
+    waits_until: Mapped[datetime | None] = mapped_column(_When)
+    """After this it is sent by itself, whatever became of the other."""
     stream: Mapped[bool] = mapped_column(server_default=text("false"))
     deadline_at: Mapped[datetime | None] = mapped_column(_When)
 
@@ -206,7 +229,13 @@ class AttemptRow(Base):
     cost_usd: Mapped[Decimal | None] = mapped_column(_Money)
     cost_source: Mapped[str | None] = mapped_column(Text)
     flagship_usd: Mapped[Decimal | None] = mapped_column(_Money)
-    """The same tokens at the flagship's price, for the answer that became the result; else None."""
+    """The same tokens at the flagship's interactive price, nothing cached, for the answer that became the result."""
+    list_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """The same tokens on this model, interactive, nothing cached; with the next two figures: what saved how much."""
+    uncached_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """The same tokens on the lane that served them, nothing cached."""
+    source_job: Mapped[str | None] = mapped_column(UUID(as_uuid=False))
+    """For service `reuse`: the job whose answer this is. No key: the answer outlives it."""
     estimate_usd: Mapped[Decimal] = mapped_column(_Money)
     """What it is booked at while nobody knows what was billed."""
     budgets: Mapped[list[int] | None] = mapped_column(ARRAY(BigInteger))
@@ -229,7 +258,7 @@ class Decision(Base):
     attempt: Mapped[int | None] = mapped_column(SmallInteger)
     """The attempt it followed; None for routing."""
     outcome: Mapped[str] = mapped_column(Text)
-    """`route`, `no_route`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`,
+    """`route`, `no_route`, `reuse`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`,
     `requeue`."""
     reason: Mapped[str] = mapped_column(Text)
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
@@ -392,6 +421,18 @@ class Check(Base):
     about: Mapped[str] = mapped_column(UUID(as_uuid=False))
     """The job whose answer is checked."""
     kind: Mapped[str] = mapped_column(Text)
+
+
+class AnswerRow(Base):
+    """Who asks or has asked a question: the job whose answer others may share. One per question, tenant and policy."""
+
+    __tablename__ = "answers"
+    __table_args__ = (Index("answers_job", "job_id"), Index("answers_asked", "asked_at"))
+
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    """policies/reuse.py makes it."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    asked_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
 
 
 class ResultRow(Base):

@@ -17,13 +17,15 @@ MOST_LINES: Final = 1000
 LINES: Final = f"""
 with recursive found(tenant, line) as (
     (select j.tenant, {_LINE} from jobs j
-     where j.state = 'queued' and j.priority = %(priority)s and (j.tenant, {_LINE}) > (%(after_tenant)s, %(after_line)s)
+     where j.state = 'queued' and j.waits_for is null and j.priority = %(priority)s
+       and (j.tenant, {_LINE}) > (%(after_tenant)s, %(after_line)s)
      order by j.tenant, {_LINE} limit 1)
     union all
     select next.tenant, next.line
     from found f cross join lateral (
         select j.tenant, {_LINE} as line from jobs j
-        where j.state = 'queued' and j.priority = %(priority)s and (j.tenant, {_LINE}) > (f.tenant, f.line)
+        where j.state = 'queued' and j.waits_for is null and j.priority = %(priority)s
+          and (j.tenant, {_LINE}) > (f.tenant, f.line)
         order by j.tenant, {_LINE} limit 1
     ) next
 ), parts as (
@@ -38,20 +40,38 @@ left join holds h on h.kind = 'intent' and h.name = s.intent
 order by s.tenant, s.line
 """  # noqa: S608  # our own constant, no input
 
+_QUEUED: Final = (
+    "q.state = 'queued' and q.waits_for is null and q.priority = %(priority)s and q.tenant = w.tenant and "
+    + _LINE.replace("j.", "q.")
+    + " = w.line"
+)
+
 NEXT: Final = f"""
 select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.payload_bytes, j.max_output_tokens, j.needs,
+       j.stream, j.question, j.prefix, j.prefix_bytes,
        {_LINE} as line, extract(epoch from j.deadline_at - now())::float8 as slack_s,
        -- Only what nobody has tagged is read, to guess its intent.
        case when j.intent = 'auto' then (select body from payloads p where p.job_id = j.id) end as payload
 from unnest(%(tenants)s::text[], %(lines)s::text[], %(counts)s::int[]) as w(tenant, line, count)
 cross join lateral (
-    select * from jobs q
-    where q.state = 'queued' and q.priority = %(priority)s and q.tenant = w.tenant
-      and {_LINE.replace("j.", "q.")} = w.line
-    order by q.id limit w.count
+    with oldest as (
+        select q.prefix from jobs q where {_QUEUED} order by q.id limit 1
+    ), alike as (
+        select q.* from jobs q, oldest o
+        where q.prefix = o.prefix and {_QUEUED} order by q.id limit w.count
+    )
+    select * from alike
+    union all
+    (select q.* from jobs q
+     where {_QUEUED} and not exists (select from alike a where a.id = q.id)
+     order by q.id limit w.count - (select count(*) from alike))
 ) j
 """  # noqa: S608
-"""The oldest jobs of each line."""
+"""Of each line the oldest job with all that start like it (index jobs_prefix), then the others by age.
+
+So jobs of one template travel together while the prompt caches know it, and nobody is passed over for ever: whoever is the
+oldest leads the next group.
+"""
 
 ON_THEIR_WAY: Final = """
 select j.provider, j.priority, count(*) as jobs
