@@ -54,12 +54,14 @@ def measure_fleet(database_url: str, redis_url: str, sandbox_url: str, jobs: int
         Client(database_url, redis_url) as client,
     ):
         names = ("dispatcher", "anthropic", "control")
-        warm = client.submit_many([Job(intent="extraction", prompt=text, priority="lo") for text in prompts(100)])
+        warm = client.submit_many(
+            [Job(intent="extraction", prompt=text, priority="lo", reuse=False) for text in prompts(100)]
+        )
         assert all(outcome.result for outcome in client.results(warm, timeout_s=120))
         rates, memory = [], [rss_mb(fleet.pid("anthropic"))]
         cpu_before = sum(cpu_s(fleet.pid(name)) for name in names)
         for _ in range(rounds):
-            work = [Job(intent="extraction", prompt=text, priority="lo") for text in prompts(jobs)]
+            work = [Job(intent="extraction", prompt=text, priority="lo", reuse=False) for text in prompts(jobs)]
             began = time.monotonic()
             ids = client.submit_many(work)
             done = sum(outcome.result is not None for outcome in client.results(ids, timeout_s=600))

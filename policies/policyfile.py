@@ -76,7 +76,7 @@ class Policy:
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
     quality: float | None = None
     explore: float = 0.0
-    reuse: Reuse = Reuse()
+    reuse: Reuse = field(default_factory=Reuse)
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""

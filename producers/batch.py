@@ -313,6 +313,7 @@ def _shared_fields(spec: BatchSpec, client: AsyncClient) -> Mapping[str, Any]:
         "priority": spec.priority,
         "max_output_tokens": spec.max_output_tokens,
         "deadline_s": spec.deadline_s,
+        "reuse": not spec.fresh,
     } | ({} if spec.tenant is None else {"tenant": spec.tenant})
     try:
         probe = client.make_job(prompt="x", **fields)

@@ -96,7 +96,7 @@ with due as (
     from unnest(%(ids)s::uuid[], %(sources)s::uuid[]) as p(id, source) join jobs w on w.id = p.id
     where w.state = 'queued' and not w.cancel_requested
     order by w.id for update of w skip locked
-), """
+), """  # noqa: S608  # our own constants, no input
     + _SERVE
 )
 """Give the jobs `ids` the answers of the jobs `sources`."""
