@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from policies.evaluate.bounds import Quality
 from policies.policyfile import Plan, Policy
@@ -118,6 +118,20 @@ class Choice:
     kind: str
     verdicts: tuple[Verdict, ...]
     shortfall: str | None = None
+
+
+def standing(row: Mapping[Any, Any]) -> Standing:
+    """A row of the ledger's standings (waybill/ledger/grades.py)."""
+    return Standing(row["intent"], row["model"], sums(row), row["jobs"], row["usd"], row["checked"], row["weak"])
+
+
+def sums(row: Mapping[Any, Any]) -> Sums:
+    """The sums in a row, whose columns have the names of the fields."""
+    return Sums(
+        labels=row["labels"],
+        pairs=row["pairs"],
+        **{each.name: float(row[each.name]) for each in fields(Sums) if each.name not in ("labels", "pairs")},
+    )
 
 
 def learn(policy: Policy, standings: Sequence[Standing]) -> tuple[Policy, Mapping[str, Choice]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import policies
 from policies.policyfile import AUTO, Policy
-from policies.quality import Choice, Standing, Sums, learn
+from policies.quality import Choice, learn, standing
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
 from waybill.ledger.engine import Ledger
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("waybill.learning")
 
 LEARN_EVERY_S: Final = 30.0
-SINCE_S: Final = 30 * 86400.0
-"""Grades older than this say nothing about today's models and prompts."""
 _LABELLED: Final = "classification"
 """What a job with labels is, whatever its prompt says."""
 MODEL_FILE: Final = Path(policies.__file__).parent / "intents" / "model.npz"
@@ -52,7 +50,8 @@ class Learned:
     async def look(self, ledger: Ledger) -> None:
         """Read the standings and choose the plans."""
         before = self.policy.plans
-        self.policy, self.choices = learn(self._declared, await read_standings(ledger, self._declared.flagship))
+        rows = await ledger.fetch(grades.STANDINGS, {"flagship": self._declared.flagship, "since_s": grades.SINCE_S})
+        self.policy, self.choices = learn(self._declared, [standing(row) for row in rows])
         for intent, plan in self.policy.plans.items():
             if plan.chain != before[intent].chain:
                 choice = self.choices[intent]
@@ -64,23 +63,6 @@ class Learned:
         """`declared`, `flagship`, `cheap` or `cascade`."""
         choice = self.choices.get(intent)
         return "declared" if choice is None else choice.kind
-
-
-async def read_standings(ledger: Ledger, flagship: str, *, since_s: float = SINCE_S) -> list[Standing]:
-    """What the ledger knows of each intent and model.
-
-    Raises:
-        LedgerUnavailable: Postgres does not answer.
-    """
-    rows = await ledger.fetch(grades.STANDINGS, {"flagship": flagship, "since_s": since_s})
-    return [standing(row) for row in rows]
-
-
-def standing(row: Mapping[Any, Any]) -> Standing:
-    """A row of grades.STANDINGS."""
-    names = ("score", "squares", "flagship", "flagship_squares", "difference", "difference_squares", "product")
-    sums = Sums(labels=row["labels"], pairs=row["pairs"], **{name: float(row[name]) for name in names})
-    return Standing(row["intent"], row["model"], sums, row["jobs"], row["usd"], row["checked"], row["weak"])
 
 
 class Tagger:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+SINCE_S: Final = 30 * 86400.0
+"""Grades older than this say nothing about today's models and prompts."""
+
 FEEDBACK: Final = """
 insert into grades (item, job_id, tenant, intent, model, source, score, cost_usd, note)
 select j.id::text, j.id, j.tenant, j.intent, a.model, 'user', %(score)s, t.usd, %(note)s
