@@ -59,4 +59,10 @@ LIMIT_LANES_KEY: Final = f"{REDIS_PREFIX}limit-lanes"
 ESTIMATES_KEY: Final = f"{REDIS_PREFIX}estimates"
 """Hash: what the fleet has learned about token counts, by `model intent`."""
 
+COUNTERS_KEY: Final = f"{REDIS_PREFIX}counters"
+"""Hash: how often each event happened in all processes together, by `event` or `event label=value ...` (telemetry.py)."""
+BEATS_KEY: Final = f"{REDIS_PREFIX}beats"
+"""Hash: duty of control -> when it was last done (seconds since 1970)."""
+
+METRIC_PREFIX: Final = "waybill_"
 ENV_PREFIX: Final = "WAYBILL_"

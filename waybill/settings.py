@@ -86,6 +86,11 @@ class Settings(BaseModel):
     """None = a random one is made and printed once by `waybill up`."""
     dev: bool = False
     """A machine of one's own: Redis may be open to everybody."""
+    log_format: str = Field(default="json", pattern=r"^(text|json)$")
+    """Of the fleet's processes: one JSON object a line, or `text` for a terminal (what `waybill up` gives them)."""
+    metrics_address: str = "127.0.0.1"
+    """Where `waybill metrics` listens; 0.0.0.0 in a pod, where a NetworkPolicy stands before it."""
+    metrics_port: int = Field(default=9464, ge=0, le=65535)
     log_level: str = Field(default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
 
     @classmethod

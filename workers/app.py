@@ -57,7 +57,7 @@ def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurre
     Raises:
         ConfigError: A service, a queue or the policy is not fit to be used.
     """
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     app = make_app(settings, queues)
     check_services(settings)
     limit = concurrency or settings.concurrency

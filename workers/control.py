@@ -16,7 +16,7 @@ from waybill.broker import execute_doorbells
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import budgets, queries
 from waybill.ledger.engine import Ledger
-from waybill.names import CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
+from waybill.names import BEATS_KEY, CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.probe import beating
 from waybill.settings import Settings
 from waybill.streaming import publish_end
@@ -24,7 +24,7 @@ from workers.crashpoint import crash_point
 from workers.limiter import LimiterAway, Pump
 from workers.preflight import check_services
 from workers.sharing import Sharing
-from workers.telemetry import configure, emit
+from workers.telemetry import configure, emit, flush
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -35,6 +35,7 @@ FOLD_EVERY_S = 0.1
 RESCUE_EVERY_S = 1.0
 SHARE_EVERY_S = 2.0
 RING_EVERY_S = 2.0
+REPORT_EVERY_S = 2.0
 MAX_LOSSES = 3
 """A job that lost this many workers is put aside: it probably kills them."""
 SHORT_QUEUE = 3
@@ -64,6 +65,8 @@ class Control:
         self._epoch: bytes | str | None = None
         self._away_since: float | None = None
         self._lease_s = settings.lease_s
+        self._done: dict[str, float] = {}
+        """When each duty was last done without an error (`time.time()`)."""
         self._rescue_from = 0.0
         """`time.monotonic()`. Leases that ended while the ledger was away say nothing: nobody could renew them."""
 
@@ -76,6 +79,7 @@ class Control:
             self.fold: FOLD_EVERY_S,
             self.rescue: RESCUE_EVERY_S,
             self.ring_again: RING_EVERY_S,
+            self.report: REPORT_EVERY_S,
         }
         due = dict.fromkeys(every, 0.0)
         while not stop.is_set():
@@ -88,6 +92,10 @@ class Control:
                 await asyncio.wait_for(stop.wait(), RELEASE_EVERY_S)
             except TimeoutError:
                 continue
+        await self.close()
+
+    async def close(self) -> None:
+        """Disconnect."""
         await self._pump.close()
         await self._redis.aclose()
         await self._ledger.close()
@@ -108,6 +116,7 @@ class Control:
                 self._rescue_from = time.monotonic() + self._lease_s
             await asyncio.sleep(0.5)
             return
+        self._done[duty.__name__] = time.time()
         if self._away_since is not None:
             emit("service.back", service="all", seconds_s=time.monotonic() - self._away_since)
             self._away_since = None
@@ -115,6 +124,12 @@ class Control:
     def obstacle(self) -> str | None:
         """What keeps the housekeeping from being done; None = it is done."""
         return None if self._away_since is None else "the ledger or Redis is away"
+
+    async def report(self) -> None:
+        """Tell the exporter which duties were done and when, and what was counted."""
+        await flush(self._redis)
+        for name, at in self._done.items():
+            await self._redis.hset(BEATS_KEY, name, f"{at:.3f}")
 
     async def release(self) -> None:
         """Parked jobs whose time has come go back to their queue."""
@@ -221,7 +236,7 @@ def run_control(settings: Settings) -> int:
     Raises:
         ConfigError: A service is not fit to be used.
     """
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     check_services(settings)
 
     async def main() -> None:

@@ -77,6 +77,7 @@ class Dispatcher:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._learned = Learned(runtime.policy)
+        runtime.on_policy.append(self._learned.declare)
         self._tagger = Tagger()
         self._turns = {klass: Turns() for klass in CLASSES}
         self._after: dict[str, Line] = dict.fromkeys(CLASSES, ("", ""))
@@ -312,8 +313,8 @@ class Dispatcher:
                 self._sent.append((time.monotonic(), lane))
             _use_up(lanes, lane)
             _use_up(providers, head.provider)
-        await self._record_and_ring(routed, details, by_id)
-        await self._refuse(refused)
+        await self._record_and_ring(routed, details, by_id, policy.version)
+        await self._refuse(refused, policy.version)
         return len(routed), len(refused)
 
     def _lanes_now(self) -> dict[str, Outage]:
@@ -339,6 +340,7 @@ class Dispatcher:
         routed: Mapping[str, Route],
         details: Mapping[str, Mapping[str, Any]],
         rows: Mapping[str, Mapping[str, Any]],
+        version: str,
     ) -> None:
         if not routed:
             return
@@ -352,7 +354,7 @@ class Dispatcher:
                 "routes": [_route_json(found.candidates) for found in routed.values()],
                 "reasons": [found.reason for found in routed.values()],
                 "details": [json.dumps(details[job_id]) for job_id in routed],
-                "policy": self._runtime.policy.version,
+                "policy": version,
             },
         )
         crash_point("after_route")
@@ -365,7 +367,7 @@ class Dispatcher:
             )
         )
 
-    async def _refuse(self, refused: Mapping[str, NoRoute]) -> None:
+    async def _refuse(self, refused: Mapping[str, NoRoute], version: str) -> None:
         if not refused:
             return
         moved = await self._fetch(
@@ -374,12 +376,12 @@ class Dispatcher:
                 "ids": list(refused),
                 "codes": [nothing.code for nothing in refused.values()],
                 "errors": [nothing.reason for nothing in refused.values()],
-                "policy": self._runtime.policy.version,
+                "policy": version,
             },
         )
         for row in moved:
             why = refused[row["id"]]
-            emit("job.failed", job=row["id"], attempt=0, code=why.code, reason=why.reason)
+            emit("job.failed", job=row["id"], attempt=0, code=why.code)
         from redis.exceptions import RedisError
 
         ids = [row["id"] for row in moved]

@@ -37,6 +37,7 @@ from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
 from workers.limiter import Grant
 from workers.providers.base import Answer, Call
+from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
 from workers.writer import Settlement, printable
@@ -278,6 +279,8 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
         else:
             attempt.answer = await provider.call(attempt.call)
     except ProviderError as exc:
+        texts = (attempt.job.prompt, attempt.job.system or "", *(turn.content for turn in attempt.job.messages))
+        exc.args = (hide(str(exc), texts, runtime.keys), *exc.args[1:])
         attempt.failure = exc
         if isinstance(exc, Throttled):
             lane = runtime.lane(attempt.lane)
@@ -408,9 +411,17 @@ def _log(attempt: Attempt, settlement: Settlement, state: JobState, seconds: flo
         seconds_s=seconds,
     )
     if state in (JobState.FAILED, JobState.CANCELLED):
-        emit("job.failed", **common, code=settlement.error_code, reason=settlement.reason)
+        emit("job.failed", **common, code=settlement.error_code)
     elif state is not JobState.SUCCEEDED:
-        emit("job.rerouted", **common, outcome=settlement.outcome, reason=settlement.reason)
+        following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
+        emit(
+            "job.rerouted",
+            **common,
+            outcome=settlement.outcome,
+            code=settlement.error_code or "-",
+            lane=attempt.lane,
+            to=lane_name(following.provider, following.model, following.service),
+        )
 
 
 async def _tell(runtime: Runtime, attempt: Attempt) -> None:

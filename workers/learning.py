@@ -36,6 +36,11 @@ class Learned:
         self.policy = policy
         self.choices: Mapping[str, Choice] = {}
 
+    def declare(self, policy: Policy) -> None:
+        """Take a changed policy file; what was learned is learned anew at the next look."""
+        self._declared = self.policy = policy
+        self.choices = {}
+
     async def keep_learning(self, ledger: Ledger) -> None:
         """Until cancelled."""
         while True:

@@ -259,6 +259,11 @@ class Limiter:
         await self._line.close()
         await self._redis.aclose()
 
+    def take_specs(self, specs: Mapping[str, LimitSpec]) -> None:
+        """Limits of a changed policy file: in force for every reservation from now on."""
+        self._specs = specs
+        self._lanes.clear()
+
     def spec(self, model_id: str) -> LimitSpec:
         """The policy file's limits for a model."""
         return spec_for(model_id, self._specs)

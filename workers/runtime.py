@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from waybill.ledger.engine import Ledger
 from waybill.settings import Settings
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
+from workers.policywatch import PolicyWatch
 from workers.providers.registry import available, make_provider, without_workers
 from workers.sharing import Sharing
-from workers.telemetry import emit
+from workers.telemetry import counting, emit
 from workers.till import Till
 from workers.writer import Writer
 
@@ -37,13 +39,18 @@ HEADROOM_OLD_S = 1.0
 SHIPPED_POLICY = Path(__file__).parent.parent / "policies" / "default.toml"
 
 
+def policy_path(settings: Settings) -> Path:
+    """The policy file in force."""
+    return settings.policy_file or SHIPPED_POLICY
+
+
 def load_policy(settings: Settings) -> Policy:
     """The policy file that the settings name, checked.
 
     Raises:
         ConfigError: It cannot be read, or is wrong (file, line or key, and what to write instead).
     """
-    path = settings.policy_file or SHIPPED_POLICY
+    path = policy_path(settings)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -106,6 +113,8 @@ class Runtime:
     broker: Broker = field(init=False)
     limiter: Limiter = field(init=False)
     health: Health = field(init=False)
+    on_policy: list[Callable[[Policy], None]] = field(default_factory=list)
+    """Called when another policy is in force."""
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     """What runs beside the tasks, from `open` to `close`."""
     providers: dict[str, Provider] = field(default_factory=dict)
@@ -118,6 +127,7 @@ class Runtime:
     leases: dict[str, Lease] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
     draining: asyncio.Event = field(init=False)
+    _counting: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
     _heartbeat: asyncio.Task[None] | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -158,6 +168,10 @@ class Runtime:
         self.health = Health(self.redis, self.ledger, {name: tuple(found) for name, found in self.accounts.items()})
         await self.health.start()
         self._tasks = [asyncio.create_task(work()) for work in self.background]
+        watch = PolicyWatch(policy_path(self.settings), self.policy)
+        self._tasks.append(asyncio.create_task(watch.keep_looking(self.take_policy)))
+        self._counting = counting(self.redis)
+        await self._counting.__aenter__()
 
     async def drain(self) -> None:
         """Let calls under way end within `drain_s`; hand the rest back without using up an attempt."""
@@ -176,6 +190,7 @@ class Runtime:
             task.cancel()
         await self.writer.close()
         await self.health.close()
+        await self._counting.__aexit__(None, None, None)
         for accounts in self.accounts.values():
             for provider in accounts.values():
                 await provider.close()
@@ -184,6 +199,20 @@ class Runtime:
         await self.redis.aclose()
         await self.ledger.close()
         await asyncio.to_thread(self.broker.close)
+
+    def take_policy(self, policy: Policy) -> None:
+        """Put a changed policy in force, between two steps of the loop. Calls under way end as they began."""
+        self.policy, self.prices = policy, PriceBook(policy)
+        if self.provider_names:
+            self.limiter.take_specs(policy.limits)
+        for take in self.on_policy:
+            take(policy)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys, to be kept out of what is told."""
+        given = (self.settings.anthropic_api_key, self.settings.openai_api_key)
+        return tuple(part.strip() for key in given if key for part in key.get_secret_value().split(","))
 
     def lane(self, name: str) -> Lane:
         """This process's view of a lane."""

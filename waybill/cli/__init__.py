@@ -27,6 +27,8 @@ _VERBS = {
     "dispatcher": ("waybill.cli.processes", "dispatcher", "Run one dispatcher process."),
     "control": ("waybill.cli.processes", "control", "Run the fleet's housekeeping."),
     "gateway": ("waybill.cli.gateway", "gateway", "Serve the OpenAI and Anthropic APIs in front of the fleet."),
+    "metrics": ("waybill.cli.metrics", "metrics", "Serve the fleet's metrics to Prometheus, or print them."),
+    "bill": ("waybill.cli.metrics", "bill", "Note what a provider says a day cost."),
     "flower": ("waybill.cli.processes", "flower", "Run Flower, closed and read-only."),
     "probe": ("waybill.cli.probe", "probe", "Say whether the process beside this one lives, or is ready."),
     "sandbox": ("sandbox.command", "sandbox", "Run a model provider on loopback that needs no keys."),

@@ -7,18 +7,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from waybill.cli.desk import Desk, at_desk
-from waybill.names import HEALTH_KEY, LIMIT_PREFIX
+from waybill.overview import WINDOW_S, read_hints, read_overview
 from waybill.settings import Settings
-
-WINDOW_S: Final = 900.0
-"""Rates and percentiles are over the last quarter of an hour."""
-_CHANGES: Final = 10
-_DIMENSIONS: Final = ("r", "i", "o", "t")
 
 
 @click.command()
@@ -49,136 +44,18 @@ def _plain(value: Any) -> Any:
 
 
 async def read_status(desk: Desk) -> dict[str, Any]:
-    """What the screen shows, for programs.
-
-    Returns:
-        `lanes`, `intents`, `holds`, `accounts`, `route_changes` (lists), `dead` (count) and `redis` (None, or why it is
-        not read; then breakers and headroom are unknown).
-    """
-    from waybill.ledger import oncall
-
-    rows = {row["lane"]: dict(row) for row in await desk.ask(oncall.LANES, {"window_s": WINDOW_S})}
-    under_way = {row["lane"]: row["jobs"] for row in await desk.ask(oncall.UNDER_WAY)}
-    health, limits, trouble, now = await _read_redis(desk)
-    names = sorted({*rows, *under_way, *(name for name in health if "@" not in name)})
-    drained = {row["name"]: dict(row) for row in await desk.ask(oncall.HOLDS) if row["kind"] == "provider"}
-    policy = _policy(desk.settings)
-    lanes = []
-    for name in names:
-        row = rows.get(name, {})
-        breaker = health.get(name, {})
-        provider, _, rest = name.partition("/")
-        lanes.append(
-            {
-                "lane": name,
-                "state": "drained" if provider in drained else _state(breaker, now),
-                "reason": drained[provider]["reason"] if provider in drained else breaker.get("reason", ""),
-                "headroom": _headroom(policy, limits, provider, rest.rpartition("/")[0], now),
-                "in_flight": under_way.get(name, 0),
-                "answered": row.get("answered", 0),
-                "throttled": row.get("throttled", 0),
-                "failed": row.get("failed", 0),
-                "median_s": row.get("median_s"),
-                "last_success": row.get("last_success"),
-            }
-        )
-    return {
-        "lanes": lanes,
-        "intents": [dict(row) for row in await desk.ask(oncall.INTENTS, {"window_s": WINDOW_S})],
-        "holds": [dict(row) for row in await desk.ask(oncall.HOLDS)] + await _paused_runs(desk),
-        "accounts": [
-            {"account": name, "state": _state(breaker, now), "reason": breaker.get("reason", "")}
-            for name, breaker in sorted(health.items())
-            if "@" in name and _state(breaker, now) != "closed"
-        ],
-        "route_changes": [dict(row) for row in await desk.ask(oncall.ROUTE_CHANGES, {"limit": _CHANGES})],
-        "dead": (await desk.ask(oncall.DEAD_COUNT))[0]["jobs"],
-        "redis": trouble,
-    }
-
-
-async def _paused_runs(desk: Desk) -> list[dict[str, Any]]:
-    rows = await desk.ask("select id::text, name, created_at from runs where state = 'paused' order by created_at")
-    return [{"kind": "run", "name": row["id"], "reason": row["name"], "since": None} for row in rows]
-
-
-async def _read_redis(desk: Desk) -> tuple[dict[str, Any], dict[str, dict[str, float]], str | None, float]:
-    """Breakers, the limiter's levels by `provider:account:class`, what is wrong with Redis, and its clock."""
-    from redis.exceptions import RedisError
-
-    health: dict[str, Any] = {}
-    limits: dict[str, dict[str, float]] = {}
+    """What the screen shows (`overview.read_overview`), with the policy where the checkout is there to read it."""
     async with desk.redis() as redis:
-        if redis is None:
-            return health, limits, "WAYBILL_REDIS_URL is not set", time.time()
-        try:
-            seconds, micros = await redis.time()
-            for name, text in (await redis.hgetall(HEALTH_KEY)).items():
-                health[name.decode()] = _object(text)
-            async for key in redis.scan_iter(match=f"{LIMIT_PREFIX}{{*}}", count=1000):
-                flat = await redis.hgetall(key)
-                limits[key.decode()[len(LIMIT_PREFIX) + 1 : -1]] = {
-                    field.decode(): float(value) for field, value in flat.items() if value
-                }
-        except (RedisError, OSError) as exc:
-            return health, limits, f"Redis does not answer: {exc}", time.time()
-    return health, limits, None, int(seconds) + int(micros) / 1e6
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _state(breaker: Mapping[str, Any], now: float) -> str:
-    """The breaker's state now; time alone moves it on from what was written last."""
-    state = str(breaker.get("state", "closed"))
-    if state == "open" and now >= breaker.get("until", 0):
-        return "half_open"
-    if state == "recovering" and now >= breaker.get("since", 0) + 8:
-        return "closed"
-    return state
+        hints = await read_hints(redis)
+    return await read_overview(desk.ask, hints, _policy(desk.settings))
 
 
 def _policy(settings: Settings) -> Any:
-    """The policy, where the checkout is there to read it."""
     try:
         from workers.runtime import load_policy
     except ModuleNotFoundError:
         return None
     return load_policy(settings)
-
-
-def _headroom(
-    policy: Any, limits: Mapping[str, Mapping[str, float]], provider: str, model: str, now: float
-) -> float | None:
-    """Share that is left in the emptiest bucket of the best account; None = no limit is known."""
-    if policy is None:
-        return None
-    from policies.limits import limit_class, spec_for
-
-    spec = spec_for(model, policy.limits)
-    best: float | None = None
-    for name, state in limits.items():
-        of_provider, _, rest = name.partition(":")
-        if of_provider != provider or rest.partition(":")[2] != limit_class(model):
-            continue
-        shares = []
-        for dimension in _DIMENSIONS:
-            known = [n for n in (spec.ceilings()[dimension], state.get(f"q{dimension}", 0)) if n > 0]
-            if known and f"l{dimension}" in state:
-                most = min(known)
-                passed_s = max(0.0, now - state.get("at", 0) / 1e6)
-                level = state[f"l{dimension}"] + most / 60 * passed_s
-                shares.append(max(0.0, min(1.0, level / (most * spec.burst_s / 60))))
-        if state.get("blocked", 0) / 1e6 > now:
-            shares.append(0.0)
-        if shares:
-            best = max(best or 0.0, min(shares))
-    return best
 
 
 def screen(found: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Fleet:
         flower_url: With user and password to be typed separately; None without Flower.
         off: Providers whose lanes are off, with the reason.
         gateway_url: Where the API is; None without gateway.
+        metrics_url: What Prometheus scrapes; None without exporter.
     """
 
     programs: Sequence[Program]
@@ -42,6 +43,7 @@ class Fleet:
     flower_login: str | None
     off: Mapping[str, str] = field(default_factory=dict)
     gateway_url: str | None = None
+    metrics_url: str | None = None
 
 
 @contextlib.contextmanager
@@ -75,6 +77,7 @@ def plan_fleet(
     sandbox_args: Sequence[str] | None,
     flower: bool = True,
     gateway: bool = False,
+    metrics: bool = False,
     workers: Mapping[str, int] | None = None,
     extra_env: Mapping[str, str] | None = None,
 ) -> Fleet:
@@ -87,6 +90,7 @@ def plan_fleet(
         sandbox_args: Arguments of `waybill sandbox`; None = no sandbox, the keys of the environment are used.
         flower: Whether Flower runs.
         gateway: Whether the gateway runs.
+        metrics: Whether the exporter runs.
         workers: Worker processes per provider, default one each; a provider that is off gets none.
         extra_env: Added to every program's environment.
 
@@ -96,7 +100,12 @@ def plan_fleet(
     from workers.providers.registry import available
     from workers.runtime import load_policy
 
-    env = {"WAYBILL_DATABASE_URL": database_url, "WAYBILL_REDIS_URL": redis_url, **(extra_env or {})}
+    env = {
+        "WAYBILL_DATABASE_URL": database_url,
+        "WAYBILL_REDIS_URL": redis_url,
+        "WAYBILL_LOG_FORMAT": os.environ.get("WAYBILL_LOG_FORMAT", "text"),
+        **(extra_env or {}),
+    }
     programs: list[Program] = []
     sandbox_url = None
     if sandbox_args is not None:
@@ -136,6 +145,13 @@ def plan_fleet(
     if gateway:
         gateway_url, program = _plan_gateway(settings, env)
         programs.append(program)
+    metrics_url = None
+    if metrics:
+        port = settings.metrics_port if is_free(settings.metrics_port) else free_port()
+        programs.append(
+            Program("metrics", [*waybill_argv(), "metrics"], env={**env, "WAYBILL_METRICS_PORT": str(port)})
+        )
+        metrics_url = f"http://127.0.0.1:{port}/metrics"
     flower_url, login = None, None
     if flower:
         port = settings.flower_port if is_free(settings.flower_port) else free_port()
@@ -143,7 +159,7 @@ def plan_fleet(
         flower_env = {**env, "WAYBILL_FLOWER_PORT": str(port), "WAYBILL_FLOWER_PASSWORD": password}
         programs.append(Program("flower", [*waybill_argv(), "flower"], env=flower_env))
         flower_url, login = f"http://127.0.0.1:{port}", f"{settings.flower_user} / {password}"
-    return Fleet(programs, env, sandbox_url, flower_url, login, off, gateway_url)
+    return Fleet(programs, env, sandbox_url, flower_url, login, off, gateway_url, metrics_url)
 
 
 def _plan_gateway(settings: Settings, env: Mapping[str, str]) -> tuple[str, Program]:
@@ -202,6 +218,8 @@ def describe(fleet: Fleet) -> str:
         lines.append(f"  gateway  {fleet.gateway_url}  (base URL for the Anthropic SDK; with /v1 for OpenAI's)")
     if fleet.flower_url:
         lines.append(f"  flower   {fleet.flower_url}  (user / password: {fleet.flower_login})")
+    if fleet.metrics_url:
+        lines.append(f"  metrics  {fleet.metrics_url}")
     lines.append(f"  ledger   WAYBILL_DATABASE_URL={fleet.env['WAYBILL_DATABASE_URL']}")
     lines.append(f"  redis    WAYBILL_REDIS_URL={fleet.env['WAYBILL_REDIS_URL']}")
     return "\n".join(lines)
@@ -223,7 +241,8 @@ def wants_sandbox(settings: Settings, asked: bool | None) -> bool:
 )
 @click.option("--flower/--no-flower", default=True, show_default=True)
 @click.option("--gateway/--no-gateway", default=True, show_default=True)
-def up(sandbox: bool | None, answers: Path | None, flower: bool, gateway: bool) -> None:
+@click.option("--metrics/--no-metrics", default=False, show_default=True, help="Serve metrics to Prometheus.")
+def up(sandbox: bool | None, answers: Path | None, flower: bool, gateway: bool, metrics: bool) -> None:
     """Run all processes of the fleet on this machine until Ctrl-C.
 
     Postgres and Valkey are started here too, unless WAYBILL_DATABASE_URL and WAYBILL_REDIS_URL name others. In a second
@@ -232,7 +251,15 @@ def up(sandbox: bool | None, answers: Path | None, flower: bool, gateway: bool) 
     settings = Settings.from_env()
     with ledger_and_redis(settings) as (database_url, redis_url):
         sandbox_args = (["--answers", str(answers)] if answers else []) if wants_sandbox(settings, sandbox) else None
-        fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=sandbox_args, flower=flower, gateway=gateway)
+        fleet = plan_fleet(
+            settings,
+            database_url,
+            redis_url,
+            sandbox_args=sandbox_args,
+            flower=flower,
+            gateway=gateway,
+            metrics=metrics,
+        )
 
         async def serve() -> None:
             async with Supervisor(fleet.programs) as supervisor:

@@ -192,3 +192,17 @@ DEAD_COUNT: Final = """
 select count(*) as jobs from jobs j where j.state = 'dead' and j.finished_at is not null
   and exists (select from payloads p where p.job_id = j.id)
 """
+
+GOOD_ENOUGH: Final = """
+select j.intent, count(*) as answers,
+       count(*) filter (where a.state = 'succeeded')::float8 / count(*) as ratio
+from attempts a join jobs j on j.id = a.job_id
+where a.started_at > now() - interval '1 hour' and a.state in ('succeeded', 'weak') group by 1
+"""
+"""Share of the last hour's answers that were good enough as they came. Index attempts_begun."""
+
+GRADED: Final = """
+select intent, avg(score) as mean, count(*) as grades from grades
+where at > now() - interval '1 day' group by 1
+"""
+"""Index grades_intent."""

@@ -6,7 +6,7 @@ Unicode come back unchanged, which neither `jsonb` nor plain `text` can promise.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Numeric,
@@ -167,6 +168,8 @@ class JobRow(Base):
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     error_code: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
+    traceparent: Mapped[str | None] = mapped_column(Text)
+    """W3C trace context of whoever submitted it; None = the job begins a trace of its own."""
 
     submitted_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
     published_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
@@ -433,6 +436,90 @@ class AnswerRow(Base):
     """policies/reuse.py makes it."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     asked_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class AttemptTally(Base):
+    """Sums over attempts that began in one hour. Made from `attempts` by tallies.py; never written by anything else."""
+
+    __tablename__ = "attempt_tallies"
+
+    bucket: Mapped[datetime] = mapped_column(_When, primary_key=True)
+    """Beginning of the hour."""
+    intent: Mapped[str] = mapped_column(Text, primary_key=True)
+    provider: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    service: Mapped[str] = mapped_column(Text, primary_key=True)
+    state: Mapped[str] = mapped_column(Text, primary_key=True)
+    source: Mapped[str] = mapped_column(Text, primary_key=True)
+    """`cost_source` of the attempts."""
+    calls: Mapped[int] = mapped_column(BigInteger)
+    usd: Mapped[Decimal] = mapped_column(_Money)
+    flagship_usd: Mapped[Decimal] = mapped_column(_Money)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_read_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_write_tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobTally(Base):
+    """Counts of jobs that ended in one hour, with how long they took."""
+
+    __tablename__ = "job_tallies"
+
+    bucket: Mapped[datetime] = mapped_column(_When, primary_key=True)
+    intent: Mapped[str] = mapped_column(Text, primary_key=True)
+    priority: Mapped[str] = mapped_column(Text, primary_key=True)
+    state: Mapped[str] = mapped_column(Text, primary_key=True)
+    code: Mapped[str] = mapped_column(Text, primary_key=True)
+    """`error_code` of failed and dead jobs, else empty."""
+    slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    """Which of tallies.BOUNDS_S the time from submission to end fell below; the last slot is above all."""
+    jobs: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+
+
+class TallyMark(Base):
+    """Up to when the sums are made; what comes after is added up at each look."""
+
+    __tablename__ = "tally_marks"
+    __table_args__ = (CheckConstraint("kind in ('attempts', 'jobs')", name="tally_marks_kind"),)
+
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    upto: Mapped[datetime] = mapped_column(_When)
+
+
+class TallyLate(Base):
+    """Attempts that were still under way when their hour was summed up (a batch lane takes a day)."""
+
+    __tablename__ = "tally_late"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "number"], ["attempts.job_id", "attempts.number"], ondelete="CASCADE"),
+    )
+
+    job_id: Mapped[str] = mapped_column(UUID(as_uuid=False), primary_key=True)
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+
+
+class ProviderBill(Base):
+    """What a provider says a day (UTC) cost, to be compared with the ledger."""
+
+    __tablename__ = "provider_bills"
+    __table_args__ = (CheckConstraint("usd >= 0 and usd <> 'NaN'", name="provider_bills_usd"),)
+
+    provider: Mapped[str] = mapped_column(Text, primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    usd: Mapped[Decimal] = mapped_column(_Money)
+    noted_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
+class Retention(Base):
+    """For how many days after its end a job's text is kept; tenant `*` is for those without a row."""
+
+    __tablename__ = "retention"
+    __table_args__ = (CheckConstraint("days between 0 and 36500", name="retention_days"),)
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    days: Mapped[int]
 
 
 class ResultRow(Base):
