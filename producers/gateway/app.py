@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Final
 
@@ -22,15 +22,16 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
-from producers.gateway import models
+from producers.gateway import admin, models
 from producers.gateway.errors import Family, Kind, Refusal, response
+from producers.gateway.keys import KeyRing, Turnstile
 from waybill.client import AsyncClient
 from waybill.errors import InvalidJob, ServiceUnavailable
 from waybill.settings import Settings
 
 log = logging.getLogger("waybill.gateway")
 
-ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models,)
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, admin)
 # Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
 _BARE: Final = re.compile(
     r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"
@@ -47,7 +48,8 @@ class Gateway:
         policy: The routing policy: which models and intents exist.
         off: Providers whose lanes are off here.
         client: Connections to ledger, Redis and broker.
-        is_development: On loopback without keys: everybody is tenant `default`.
+        is_development: On loopback: as long as there are no keys everybody is tenant `default`.
+        keyring: Who has which key.
     """
 
     settings: Settings
@@ -55,6 +57,10 @@ class Gateway:
     off: frozenset[str]
     client: AsyncClient
     is_development: bool
+    keyring: KeyRing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
 
     @property
     def public_url(self) -> str:
@@ -69,6 +75,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        await gateway.keyring.close()
         await gateway.client.close()
 
     table: list[BaseRoute] = [Route("/healthz", _healthy)]
@@ -87,7 +94,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     )
     app.state.gateway = gateway
     app.router.redirect_slashes = False
-    return _OneSpelling(app)
+    return _OneSpelling(Turnstile(app, gateway.keyring))
 
 
 class _OneSpelling:

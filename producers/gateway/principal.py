@@ -45,11 +45,26 @@ async def authenticate(request: Request) -> Principal:
     """Who asks.
 
     Raises:
-        Refusal: Nobody we know.
+        Refusal: Nobody we know, or its key makes too many requests.
     """
-    if not request.app.state.gateway.is_development:
-        raise Refusal(Kind.AUTHENTICATION, "this gateway has no keys yet; nobody can be let in")
-    return _developer(request)
+    gateway = request.app.state.gateway
+    if gateway.is_development and not await gateway.keyring.any_exist():
+        return _developer(request)
+    record = await gateway.keyring.find(key_of(request))
+    await gateway.keyring.enter(record, request.state.request_id)
+    return Principal(record.tenant, record.id, record.scopes)
+
+
+async def authorize(request: Request, scope: str) -> Principal:
+    """Who asks, where the key must have a scope.
+
+    Raises:
+        Refusal: Nobody we know, or the key may not.
+    """
+    who = await authenticate(request)
+    if scope not in who.scopes:
+        raise Refusal(Kind.PERMISSION, f"this key may not do that; it lacks the scope `{scope}`")
+    return who
 
 
 def _developer(request: Request) -> Principal:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 
 import uvicorn
+from sqlalchemy.exc import DBAPIError
 
 from policies.policyfile import Policy
 from producers.gateway.app import Gateway, make_app
 from waybill.client import AsyncClient
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, LedgerUnavailable
+from waybill.ledger import keys
+from waybill.ledger.engine import Ledger
 from waybill.settings import Settings
 
 log = logging.getLogger("waybill.gateway")
@@ -36,14 +40,34 @@ def make_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> Gat
     Raises:
         ConfigError: It would be open to others.
     """
-    if not is_loopback(settings.gateway_address):
-        raise ConfigError(
-            f"WAYBILL_GATEWAY_ADDRESS={settings.gateway_address} lets others in, and there are no keys; use 127.0.0.1"
-        )
+    is_private = is_loopback(settings.gateway_address)
+    if not is_private:
+        _require_keys(settings)
     client = AsyncClient(
         settings.require_database_url(), settings.require_redis_url(), broker_url=settings.require_broker_url()
     )
-    return Gateway(settings, policy, off, client, is_development=True)
+    return Gateway(settings, policy, off, client, is_development=is_private)
+
+
+def _require_keys(settings: Settings) -> None:
+    """Stop unless somebody has a key."""
+
+    async def exist() -> bool:
+        ledger = Ledger(settings.require_database_url(), pool_size=1)
+        try:
+            return bool((await ledger.fetch(keys.ANY))[0]["there"])
+        finally:
+            await ledger.close()
+
+    where = f"WAYBILL_GATEWAY_ADDRESS={settings.gateway_address} lets others in, and"
+    try:
+        found = asyncio.run(exist())
+    except LedgerUnavailable as exc:
+        raise ConfigError(f"{where} the ledger, which has the keys, cannot be asked: {exc}") from None
+    except DBAPIError:
+        raise ConfigError(f"{where} this ledger has no table of keys; run `waybill db upgrade`") from None
+    if not found:
+        raise ConfigError(f"{where} there are no keys; make one with `waybill keys create TENANT`, or use 127.0.0.1")
 
 
 def run_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from waybill.contract import AttemptState, Candidate, CostSource, JobState, new_job_id
+from waybill.client import AsyncClient
+from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState
 from waybill.ledger import budgets, queries
 from waybill.ledger.engine import Ledger
 from workers.writer import Settlement, parameters
 
 CANDIDATE = Candidate("anthropic", "claude-haiku-5-5", "interactive", "test", Decimal("0.5"))
+
+
+class _Quiet(AsyncClient):
+    """Rings nobody: there is no fleet."""
+
+    async def _ring(self, job_ids: Sequence[str]) -> None:
+        return
 
 
 async def set_budget(ledger: Ledger, cap: str, *, scope: str = "tenant", subject: str = "acme", **more: Any) -> int:
@@ -28,13 +34,10 @@ async def claimed(
     ledger: Ledger, count: int, *, tenant: str = "acme", key_id: str | None = None
 ) -> list[dict[str, Any]]:
     """Rows of queries.CLAIM for new jobs."""
-    ids = [new_job_id(time.time_ns() // 1_000_000, os.urandom(10)) for _ in range(count)]
-    same = {
-        "run_ids": None, "seqs": None, "tenants": tenant, "intents": "extraction", "priorities": "hi", "keys": None,
-        "hashes": "-", "bytes": 10, "max_outputs": None, "models": None, "local_onlys": False, "needs": "",
-        "streams": False, "deadlines": None, "payloads": '{"intent":"extraction","prompt":"x"}', "key_ids": key_id,
-    }  # fmt: skip
-    await ledger.fetch(queries.INSERT_JOBS, {"ids": ids} | {name: [value] * count for name, value in same.items()})
+    jobs = [Job(intent="extraction", prompt=f"job {n}", tenant=tenant, key_id=key_id) for n in range(count)]
+    client = _Quiet("postgresql://unused", "redis://unused")
+    client._ledger_ = ledger
+    ids = await client.submit_many(jobs)
     await ledger.fetch(
         queries.ROUTE,
         {
