@@ -10,7 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import redis
+
+from policies.health import Breaker
 from waybill.cli.up import plan_fleet
+from waybill.names import HEALTH_KEY
 from waybill.settings import Settings
 from waybill.supervisor import Program
 
@@ -22,6 +26,24 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without anything that configures Waybill or a provider."""
     ours = ("WAYBILL_", "ANTHROPIC_", "OPENAI_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def forget_health(redis_url: str, timeout_s: float = 15) -> None:
+    """Make a running fleet forget what an earlier test taught it about its lanes, and wait until every process has.
+
+    Processes take over the shared breakers every half second; one that had news of its own may write them once more.
+    """
+    end = time.monotonic() + timeout_s
+    with redis.Redis.from_url(redis_url) as connection:
+        while _is_troubled(connection):
+            assert time.monotonic() < end, f"the fleet still has breakers that are not closed after {timeout_s} s"
+            connection.delete(HEALTH_KEY)
+            time.sleep(0.6)
+
+
+def _is_troubled(connection: redis.Redis) -> bool:
+    breakers = [Breaker.from_json(text.decode()) for text in connection.hvals(HEALTH_KEY)]
+    return any(breaker.state != "closed" or breaker.streak for breaker in breakers)
 
 
 class RunningFleet:

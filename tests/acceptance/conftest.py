@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, running_fleet
+from tests.fleet import RunningFleet, forget_health, running_fleet
 from waybill import Client, embedded
 
 _numbers = itertools.count(1)
@@ -53,7 +53,8 @@ def fleet(urls: tuple[str, str], sandbox: Running, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def client(urls: tuple[str, str], fleet: RunningFleet, sandbox: Running) -> Iterator[Client]:
-    """A client, and a sandbox without faults after the test."""
+    """A client; every lane is well before the test, the sandbox without faults after it."""
+    forget_health(urls[1])
     with Client(*urls) as connected:
         yield connected
     sandbox.clear_faults()

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from sandbox.testing import Running, spawned
 from tests.fault.nursery import Nursery
-from tests.fleet import clean_environment
+from tests.fleet import clean_environment, forget_health
 from waybill import Client, Job, embedded
 from waybill.cli.up import plan_fleet
 from waybill.embedded.folder import StateFolder
@@ -199,6 +199,7 @@ class Scene:
             self.client.cancel(*left)
         until(lambda: self.sandbox.state()["in_flight"] == 0, 30, "the calls of the act before have ended")
         self._forget_quota()
+        forget_health(self.redis_url)
         # After one answer the limiter knows the (wide) limits; before it lets only a few calls through.
         self.submit()
         self.until_final()
