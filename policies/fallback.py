@@ -121,13 +121,28 @@ def decide(failure: ProviderError, history: History, *, jitter: float) -> Decisi
     if isinstance(failure, Unavailable | Broken):
         if history.has_next:
             return _reroute(failure, history)
-        return Retry(_backoff(history.same_lane, jitter), f"{history.lane}: {failure}; no other lane is left")
+        return _retry(failure, history, jitter)
     raise TypeError(f"unclassified failure {failure!r}")
 
 
 def _reroute(failure: ProviderError, history: History) -> Decision:
     following = history.route[history.index + 1]
     return Reroute(history.index + 1, f"{history.lane}: {failure} -> {following.model}")
+
+
+def _retry(failure: ProviderError, history: History, jitter: float) -> Retry | GiveUp:
+    wait = max(_backoff(history.same_lane, jitter), asked_to_wait(failure, jitter))
+    if history.slack_s is not None and wait > history.slack_s:
+        reason = (
+            f"{history.lane}: {failure}; to be tried again in {wait:.0f} s, the deadline is in {history.slack_s:.0f} s"
+        )
+        return GiveUp("deadline", reason)
+    return Retry(wait, f"{history.lane}: {failure}; no other lane is left")
+
+
+def asked_to_wait(failure: ProviderError, jitter: float) -> float:
+    """Seconds until the same call may be made again: what the provider asked for and up to a tenth more; 0 = it did not."""
+    return (failure.retry_after_s or 0.0) * (1 + 0.1 * jitter)
 
 
 def _after_rejection(failure: Rejected, history: History) -> Decision:
@@ -139,7 +154,7 @@ def _after_rejection(failure: Rejected, history: History) -> Decision:
 
 def _after_throttling(failure: Throttled, history: History, jitter: float) -> Decision:
     asked = failure.retry_after_s
-    wait = _backoff(history.same_lane, jitter) if asked is None else asked * (1 + 0.1 * jitter)
+    wait = _backoff(history.same_lane, jitter) if asked is None else asked_to_wait(failure, jitter)
     too_long = wait > PARK_MAX_S or (history.slack_s is not None and wait > history.slack_s)
     if history.has_next and (too_long or history.same_lane >= 3):
         return _reroute(failure, history)

@@ -109,6 +109,7 @@ class ProviderError(WaybillError):
         request_id: The provider's id of the request, or None.
         billed: False when the provider cannot have charged; True when it has (see `usage`); None when nobody knows.
         usage: What the provider said it charged for, where it said so.
+        retry_after_s: Seconds the provider asked us to wait before the same call, a floor; None when it did not say.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class ProviderError(WaybillError):
         request_id: str | None = None,
         billed: bool | None = False,
         usage: Usage | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.code = code
         self.status = status
         self.request_id = request_id
@@ -130,11 +133,7 @@ class ProviderError(WaybillError):
 
 
 class Throttled(ProviderError):
-    """Too much, too fast.
-
-    Attributes:
-        retry_after_s: Seconds the provider asked us to wait, a floor; None when it did not say.
-    """
+    """Too much, too fast."""
 
     def __init__(
         self,
@@ -145,8 +144,7 @@ class Throttled(ProviderError):
         status: int | None = 429,
         request_id: str | None = None,
     ) -> None:
-        super().__init__(message, code=code, status=status, request_id=request_id)
-        self.retry_after_s = retry_after_s
+        super().__init__(message, code=code, status=status, request_id=request_id, retry_after_s=retry_after_s)
 
 
 class Unavailable(ProviderError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from policies.detour import Wait, detour, may_wait, next_open, wait_out
-from policies.fallback import Escalate, GiveUp
+from policies.fallback import Escalate, GiveUp, asked_to_wait
 from policies.health import Outage, Seen
 from waybill.contract import JobState
 from waybill.errors import Broken, Rejected, Throttled, Unavailable
@@ -170,7 +171,10 @@ def learn(runtime: Runtime, attempt: Attempt) -> None:
                 here,
                 attempt.history,
                 patient=_is_patient(attempt, here),
-                delay_s=health.delay_s(attempt.lane, here.wait_s, is_returning=here.is_returning),
+                delay_s=max(
+                    health.delay_s(attempt.lane, here.wait_s, is_returning=here.is_returning),
+                    asked_to_wait(failure, random.random()),
+                ),
             )
 
 
@@ -183,8 +187,9 @@ def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
         if isinstance(failure, Throttled) or failure.code in ("cancelled", "closed"):
             return None
         if isinstance(failure, Rejected):
-            # Even where every job would hear the same (no such model): waiting does not help, so they fail at once.
-            return None
+            # The lane answers, only this request is wrong. Where every job would hear the same (no such model) waiting
+            # does not help either: they fail at once.
+            return Seen(began)
         return Seen(
             began,
             failed=isinstance(failure, Unavailable),

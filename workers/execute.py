@@ -14,7 +14,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -130,18 +130,31 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     began = time.monotonic()
     claimed = await claim(runtime, job_ids)
     attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
-    for attempt in attempts:
-        prepare(runtime, attempt)
-    attempts, held = await hold_back(runtime, attempts)
-    attempts, short = await afford(runtime, attempts)
-    going, refused = await admit(runtime, attempts)
-    going, late = await let_through(runtime, going)
-    # Who is admitted does not wait until the others are parked.
-    parking = asyncio.ensure_future(park(runtime, refused))
-    told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
-    parked = await parking
+    leases = {attempt.job_id: Lease(attempt.token, attempt.number) for attempt in attempts}
+    runtime.leases.update(leases)
+    try:
+        for attempt in attempts:
+            prepare(runtime, attempt)
+        attempts, held = await hold_back(runtime, attempts)
+        attempts, short = await afford(runtime, attempts)
+        going, refused = await admit(runtime, attempts)
+        going, late = await let_through(runtime, going)
+        _let_go(runtime, leases, keep={attempt.job_id for attempt in going})
+        # Who is admitted does not wait until the others are parked.
+        parking = asyncio.ensure_future(park(runtime, refused))
+        told = await asyncio.gather(*(_leased(runtime, attempt) for attempt in going))
+        parked = await parking
+    finally:
+        _let_go(runtime, leases, keep=set())
     emit("chunk.executed", jobs=len(job_ids), taken=len(claimed), seconds_s=time.monotonic() - began)
     return held | short | late | parked | dict(zip((a.job_id for a in going), told, strict=True))
+
+
+def _let_go(runtime: Runtime, leases: Mapping[str, Lease], *, keep: set[str]) -> None:
+    """Renew these leases no more. A later claim of the same job has a lease of its own, which stays."""
+    for job_id, lease in leases.items():
+        if job_id not in keep and runtime.leases.get(job_id) is lease:
+            del runtime.leases[job_id]
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
@@ -189,9 +202,10 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
 
 async def _leased(runtime: Runtime, attempt: Attempt) -> str:
     """Run an attempt while its lease is kept alive; cancellation of the task means lost lease, cancelled job or drain."""
-    task = asyncio.ensure_future(_steps(runtime, attempt))
-    lease = Lease(attempt.token, attempt.number, task)
-    runtime.leases[attempt.job_id] = lease
+    lease = runtime.leases.setdefault(attempt.job_id, Lease(attempt.token, attempt.number))
+    task = lease.task = asyncio.ensure_future(_steps(runtime, attempt))
+    if lease.lost or lease.cancelled:  # while it waited to be admitted
+        task.cancel()
     try:
         return await task
     except asyncio.CancelledError:

@@ -75,14 +75,23 @@ def _make_accounts(name: str, settings: Settings, policy: Policy) -> dict[str, P
 
 @dataclass(slots=True)
 class Lease:
-    """A job this process has claimed: its fencing token and the task that runs it."""
+    """A job this process has claimed: its fencing token and the task that runs it.
+
+    Kept alive from the claim on: a busy process may need seconds until an attempt is admitted.
+    """
 
     token: int
     number: int
-    task: asyncio.Task[object]
+    task: asyncio.Task[object] | None = None
+    """None until the attempt is admitted; then `lost` and `cancelled` are looked at when it starts."""
     cancelled: bool = False
     """Set before the task is cancelled: True = the submitter asked; False = the lease was lost or the process drains."""
     lost: bool = False
+
+    def stop(self) -> None:
+        """Break the attempt off, where it has begun."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -180,7 +189,7 @@ class Runtime:
         while self.leases and time.monotonic() < end:
             await asyncio.sleep(0.05)
         for lease in list(self.leases.values()):
-            lease.task.cancel()
+            lease.stop()
 
     async def close(self) -> None:
         """Write what is left and disconnect."""
@@ -273,7 +282,7 @@ class Runtime:
                 if job_id not in kept:
                     emit("lease.lost", job=job_id, attempt=lease.number)
                     lease.lost = True
-                    lease.task.cancel()
+                    lease.stop()
                 elif kept[job_id] and not lease.cancelled:
                     lease.cancelled = True
-                    lease.task.cancel()
+                    lease.stop()

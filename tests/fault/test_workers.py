@@ -95,16 +95,20 @@ def test_r02_kill_of_control_at_a_named_point(scene: Scene, point: str) -> None:
         scene.sandbox.fault("rate_limit", times=3, retry_after_s=0.5)
     scene.sandbox.latency("fixed:500ms")
 
+    if point == "before_ring_again":  # nobody takes what was rung, and then it is gone
+        scene.fleet.kill("anthropic-1")
+        scene.fleet.kill("anthropic-2")
     scene.submit(12, one_by_one=True)
     if point == "after_rescue":
         scene.until_calls(4)
         scene.fleet.kill("anthropic-1")
     if point == "before_ring_again":
+        until(lambda: scene.states() == {"routed": 12}, 30, "all jobs are on their way")
         with scene.redis() as connection:
             connection.flushall()
-        scene.submit(1)
     exit_code = scene.fleet.wait("control", 30)
     scene.fleet.start("control")
+    scene.fleet.revive()
     scene.until_final()
     verdict = check(scene)
 
@@ -212,7 +216,7 @@ def test_r30_two_controls_share_the_work(scene: Scene) -> None:
     scene.sandbox.fault("rate_limit", times=10, retry_after_s=0.5)
     scene.sandbox.latency("fixed:500ms")
     scene.submit(30, one_by_one=True)
-    scene.until_calls(4)
+    scene.until_calls(1)
 
     scene.fleet.kill("anthropic-1")
     scene.until_final()

@@ -49,6 +49,24 @@ def test_a_short_throttle_snoozes_no_earlier_than_asked_and_uses_no_attempt() ->
     assert decision.delay_s >= 7
 
 
+def test_an_overload_on_the_last_lane_is_tried_again_no_earlier_than_asked() -> None:
+    asked = Unavailable("529", code="overloaded", status=529, retry_after_s=9)
+
+    decision = decide(asked, history(models=1), jitter=0.0)
+
+    assert isinstance(decision, Retry)
+    assert decision.delay_s >= 9
+
+
+def test_a_retry_that_would_come_after_the_deadline_is_given_up_at_once() -> None:
+    asked = Unavailable("529", code="overloaded", status=529, retry_after_s=9)
+
+    decision = decide(asked, history(models=1, slack_s=5.0), jitter=0.0)
+
+    assert isinstance(decision, GiveUp)
+    assert decision.code == "deadline"
+
+
 def test_a_throttle_longer_than_parking_goes_to_the_next_lane() -> None:
     assert isinstance(decide(throttled(PARK_MAX_S + 1), history(), jitter=0), Reroute)
 

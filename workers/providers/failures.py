@@ -111,7 +111,7 @@ def failure(
     elif row.kind is Rejected:
         error = Rejected(message, code=code, status=status, account_wide=row.account_wide)
     elif row.kind is Unavailable:
-        error = Unavailable(message, code=code, status=status)
+        error = Unavailable(message, code=code, status=status, retry_after_s=retry_after_s)
     else:
         error = Broken(message, code=code, status=status)
     error.request_id = request_id or seen.request_id
