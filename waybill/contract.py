@@ -244,6 +244,14 @@ class Job(BaseModel):
             check_text(text)
         return text
 
+    @field_validator("model", "idempotency_key")
+    @classmethod
+    def _no_nul(cls, text: str | None) -> str | None:
+        # These are columns of their own, and Postgres keeps no NUL in a text column.
+        if text is not None and "\0" in text:
+            raise ValueError("holds a NUL character")
+        return text
+
     @field_validator("labels")
     @classmethod
     def _labels_are_text(cls, labels: tuple[str, ...]) -> tuple[str, ...]:

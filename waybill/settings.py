@@ -78,6 +78,8 @@ class Settings(BaseModel):
     gateway_port: int = Field(default=8787, ge=1, le=65535)
     gateway_public_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
     """How clients reach the gateway, for links in its answers; None = address and port."""
+    webhook_networks: str | None = Field(default=None, pattern=r"^[0-9a-fA-F.:/, ]+$")
+    """Private networks that webhooks may go to all the same, also without TLS, with commas: 10.1.0.0/16,127.0.0.0/8"""
     flower_address: str = "127.0.0.1"
     """0.0.0.0 in a pod, where a NetworkPolicy stands before it."""
     flower_port: int = Field(default=5555, ge=0, le=65535)

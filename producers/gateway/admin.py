@@ -82,7 +82,8 @@ async def parsed(request: Request, model: type[M]) -> M:
         raise Refusal(Kind.INVALID, first["msg"].removeprefix("Value error, "), param=where or None) from None
 
 
-def _plain(rows: Any) -> list[dict[str, Any]]:
+def plain(rows: Any) -> list[dict[str, Any]]:
+    """Rows as JSON has them: times as text, money exact as text."""
     return [
         {
             name: value.isoformat()
@@ -97,7 +98,7 @@ def _plain(rows: Any) -> list[dict[str, Any]]:
 
 
 def _list(rows: Any) -> JSONResponse:
-    return JSONResponse({"object": "list", "data": _plain(rows)})
+    return JSONResponse({"object": "list", "data": plain(rows)})
 
 
 async def list_keys(request: Request) -> Response:
@@ -191,7 +192,7 @@ async def set_budget(request: Request) -> Response:
     rows = await ledger.fetch(budgets.SET, fields)
     await ledger.fetch(budgets.LET_ASK, {"id": rows[0]["id"]})
     mine = await ledger.fetch(budgets.LIST, {"scope": asked.scope, "subjects": [asked.subject]})
-    return JSONResponse(_plain([row for row in mine if row["id"] == rows[0]["id"]])[0])
+    return JSONResponse(plain([row for row in mine if row["id"] == rows[0]["id"]])[0])
 
 
 _SUBJECTS = {

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,16 +22,21 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
-from producers.gateway import admin, models
+from producers.gateway import admin, jobs, models, webhooks
+from producers.gateway.address import networks
 from producers.gateway.errors import Family, Kind, Refusal, response
 from producers.gateway.keys import KeyRing, Turnstile
+from producers.gateway.postman import Postman
 from waybill.client import AsyncClient
 from waybill.errors import InvalidJob, ServiceUnavailable
 from waybill.settings import Settings
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
 log = logging.getLogger("waybill.gateway")
 
-ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, admin)
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, admin, jobs, webhooks)
 # Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
 _BARE: Final = re.compile(
     r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"
@@ -50,6 +55,7 @@ class Gateway:
         client: Connections to ledger, Redis and broker.
         is_development: On loopback: as long as there are no keys everybody is tenant `default`.
         keyring: Who has which key.
+        redis: For what waits for news of jobs.
     """
 
     settings: Settings
@@ -58,8 +64,12 @@ class Gateway:
     client: AsyncClient
     is_development: bool
     keyring: KeyRing = field(init=False)
+    redis: Redis = field(init=False)
 
     def __post_init__(self) -> None:
+        from redis.asyncio import Redis
+
+        self.redis = Redis.from_url(self.settings.require_redis_url(), socket_connect_timeout=2)
         self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
 
     @property
@@ -74,8 +84,12 @@ def make_app(gateway: Gateway) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        postman = Postman(gateway.client.ledger, private=networks(gateway.settings.webhook_networks))
+        postman.start()
         yield
+        await postman.close()
         await gateway.keyring.close()
+        await gateway.redis.aclose()
         await gateway.client.close()
 
     table: list[BaseRoute] = [Route("/healthz", _healthy)]

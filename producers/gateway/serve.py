@@ -10,6 +10,7 @@ import uvicorn
 from sqlalchemy.exc import DBAPIError
 
 from policies.policyfile import Policy
+from producers.gateway.address import networks
 from producers.gateway.app import Gateway, make_app
 from waybill.client import AsyncClient
 from waybill.errors import ConfigError, LedgerUnavailable
@@ -40,6 +41,10 @@ def make_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> Gat
     Raises:
         ConfigError: It would be open to others.
     """
+    try:
+        networks(settings.webhook_networks)
+    except ValueError as exc:
+        raise ConfigError(f"WAYBILL_WEBHOOK_NETWORKS: {exc}; write networks with commas, such as 10.1.0.0/16") from None
     is_private = is_loopback(settings.gateway_address)
     if not is_private:
         _require_keys(settings)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Identity,
     Index,
+    LargeBinary,
     Numeric,
     SmallInteger,
     Text,
@@ -531,3 +532,132 @@ class ResultRow(Base):
     attempt: Mapped[int] = mapped_column(SmallInteger)
     body: Mapped[str] = mapped_column(Text)
     """ASCII JSON {"text": ..., "data": ...}."""
+
+
+class File(Base):
+    """A file as OpenAI's Files API has them: an upload, or what a batch wrote (made from the ledger when it is read)."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_tenant", "tenant", "created_at"),)
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(Text)
+    filename: Mapped[str] = mapped_column(Text)
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    batch_id: Mapped[str | None] = mapped_column(Text)
+    """Whose output it is; None for uploads."""
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    is_complete: Mapped[bool] = mapped_column(server_default=text("false"))
+    """False while it is uploaded: then nobody sees it."""
+
+
+class FilePart(Base):
+    """A piece of an upload, so that no process holds all of it."""
+
+    __tablename__ = "file_parts"
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Batch(Base):
+    """A batch as a provider's batch API has them; its requests are the jobs of a run."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        CheckConstraint("dialect in ('openai', 'anthropic')", name="batches_dialect"),
+        CheckConstraint(
+            "status in ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', 'cancelling',"
+            " 'cancelled')",
+            name="batches_status",
+        ),
+        Index("batches_tenant", "tenant", "dialect", "created_at"),
+        Index("batches_open", "look_at", postgresql_where=text("ended_at is null")),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    key_id: Mapped[str | None] = mapped_column(Text)
+    dialect: Mapped[str] = mapped_column(Text)
+    endpoint: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    input_file_id: Mapped[str] = mapped_column(Text)
+    headers: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    """Of the request that made it: version, betas, Waybill's options."""
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB)
+    model: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text, server_default="validating")
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    """Why it failed as a whole."""
+    total: Mapped[int] = mapped_column(server_default="0")
+    counts: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    """How its requests ended; set once, at its end."""
+    output_file_id: Mapped[str | None] = mapped_column(Text)
+    error_file_id: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    expires_at: Mapped[datetime] = mapped_column(_When)
+    in_progress_at: Mapped[datetime | None] = mapped_column(_When)
+    cancelling_at: Mapped[datetime | None] = mapped_column(_When)
+    finalizing_at: Mapped[datetime | None] = mapped_column(_When)
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+    look_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    """When a gateway takes it up next; moved forward by the one that has it in hand."""
+
+
+class BatchRow(Base):
+    """One request of a batch: the job at this position of the run, or what is wrong with it."""
+
+    __tablename__ = "batch_rows"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    custom_id: Mapped[str] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    """ASCII JSON {"status": ..., "body": ...} of a request that could not be accepted."""
+
+
+class Webhook(Base):
+    """Where a tenant wants to be told."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("webhooks_tenant", "tenant"),)
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text)
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    description: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str] = mapped_column(Text)
+    """What deliveries are signed with; shown once, kept because signing needs it."""
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    seen_until: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    """What ended before this has its deliveries."""
+    disabled_at: Mapped[datetime | None] = mapped_column(_When)
+    disabled_why: Mapped[str | None] = mapped_column(Text)
+
+
+class WebhookDelivery(Base):
+    """One event for one webhook, until it was taken or given up."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint("state in ('waiting', 'delivered', 'failed')", name="webhook_deliveries_state"),
+        Index("webhook_deliveries_once", "webhook_id", "event", "subject", unique=True),
+        Index("webhook_deliveries_due", "due_at", postgresql_where=text("state = 'waiting'")),
+    )
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(Text)
+    """What it is about: the same thing is told once."""
+    payload: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text, server_default="waiting")
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    due_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    created_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    delivered_at: Mapped[datetime | None] = mapped_column(_When)
+    status: Mapped[int | None] = mapped_column(SmallInteger)
+    error: Mapped[str | None] = mapped_column(Text)
