@@ -21,10 +21,17 @@ LOCAL_CONFIDENCE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the answer must be: JSON of a schema, one of the labels, or free text."""
+    """What the answer must be: JSON of a schema, one of the labels, or free text.
+
+    Attributes:
+        json_schema, labels: As the job says.
+        as_is: A client that speaks a provider's dialect: it gets a cut or refused answer as the provider would have
+            given it. Another model is asked only where the job has one left.
+    """
 
     json_schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
+    as_is: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ def judge(asked: Asked, given: Given, history: History) -> Decision:
         return GiveUp("bad_schema", f"json_schema cannot be checked, so the answer was not used: {exc}")
     if problem is None:
         return Accept(data)
+    if asked.as_is and (history.streamed or not history.has_next or history.used >= history.max_attempts):
+        return Accept(data, f"as the model gave it: {problem}")
     if history.streamed:
         return GiveUp("weak_answer", f"{history.lane}: {problem}; a part was already streamed")
     if history.has_next and history.used < history.max_attempts:
@@ -88,6 +97,8 @@ def _problem(asked: Asked, given: Given) -> tuple[str | None, object]:
     """What is wrong with the answer (None = nothing) and its parsed data."""
     if given.stop == "refused":
         return "refused to answer", None
+    if asked.as_is and given.stop in ("truncated", "tool_use"):
+        return None, None
     if given.stop == "truncated":
         return "the answer was cut at max_output_tokens", None
     if asked.labels:

@@ -23,7 +23,7 @@ class Request:
         payload_bytes: UTF-8 bytes of the prompt texts.
         model: Pinned model or None.
         local_only: The text must not leave the local lane.
-        needs: `json_schema` and `labels`, where the answer must have a form.
+        needs: `json_schema` and `labels`, where the answer must have a form; `tools`, `vision`; `only:PROVIDER`.
         max_output_tokens: As the job asks, or None.
         slack_s: Seconds to the deadline, or None.
         priority: `hi` or `lo`.
@@ -173,6 +173,13 @@ def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snaps
         return snapshot.off[model.provider]
     if "json_schema" in request.needs and not model.json_schema:
         return "cannot hold its answer to a schema"
+    for need in request.needs:
+        if need.startswith("only:") and need != f"only:{model.provider}":
+            return f"the request holds what only {need.removeprefix('only:')} takes"
+    if "tools" in request.needs and model.provider == "local":
+        return "takes no tools"
+    if "vision" in request.needs and not model.vision:
+        return "takes no images"
     tokens = estimate_tokens(request.payload_bytes, model.bytes_per_token)
     # 35 % is the spread of the estimate (bytes per token differ by text): only what surely does not fit is passed over.
     if tokens * 0.65 + min(output_limit(request, model, plan), 256) > model.context_tokens:

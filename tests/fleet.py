@@ -13,7 +13,7 @@ from pathlib import Path
 import redis
 
 from policies.health import Breaker
-from waybill.cli.up import plan_fleet
+from waybill.cli.up import free_port, plan_fleet
 from waybill.names import HEALTH_KEY
 from waybill.settings import Settings
 from waybill.supervisor import Program
@@ -48,6 +48,8 @@ def _is_troubled(connection: redis.Redis) -> bool:
 
 class RunningFleet:
     """Processes by name, with their logs, to be killed and started again."""
+
+    gateway_url = ""
 
     def __init__(self, programs: Sequence[Program], env: Mapping[str, str], logs: Path) -> None:
         self.env = dict(env)
@@ -106,7 +108,8 @@ class RunningFleet:
         """
         end = time.monotonic() + timeout_s
         for name, process in self._running.items():
-            while "worker.ready" not in self.log(name):
+            ready = "gateway.ready" if name == "gateway" else "worker.ready"
+            while ready not in self.log(name):
                 assert process.poll() is None, f"{name} ended at start:\n{self.log(name)}"
                 assert time.monotonic() < end, f"{name} is not ready after {timeout_s} s:\n{self.log(name)}"
                 time.sleep(0.05)
@@ -134,6 +137,7 @@ def running_fleet(
     logs: Path,
     *,
     local: bool = False,
+    gateway: bool = False,
     workers: Mapping[str, int] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[RunningFleet]:
@@ -145,6 +149,7 @@ def running_fleet(
         sandbox_url: A running sandbox.
         logs: Folder for the logs.
         local: Whether the local lane runs (where it is built).
+        gateway: Whether the gateway runs; `fleet.gateway_url` is then its address.
         workers: Processes per provider.
         env: Further settings.
     """
@@ -155,6 +160,7 @@ def running_fleet(
         "OPENAI_API_KEY": "sandbox-key",
         "ANTHROPIC_BASE_URL": sandbox_url,
         "OPENAI_BASE_URL": f"{sandbox_url}/v1",
+        "WAYBILL_GATEWAY_PORT": str(free_port()),
         **(env or {}),
     }
     if not local:
@@ -163,7 +169,9 @@ def running_fleet(
     saved = {name: os.environ.get(name) for name in settings_env}
     os.environ.update(settings_env)  # plan_fleet reads what is off from the environment
     try:
-        plan = plan_fleet(settings, database_url, redis_url, sandbox_args=None, flower=False, workers=workers)
+        plan = plan_fleet(
+            settings, database_url, redis_url, sandbox_args=None, flower=False, gateway=gateway, workers=workers
+        )
     finally:
         for name, value in saved.items():
             if value is None:
@@ -171,6 +179,7 @@ def running_fleet(
             else:
                 os.environ[name] = value
     fleet = RunningFleet(plan.programs, {**settings_env, **plan.env}, logs)
+    fleet.gateway_url = plan.gateway_url or ""
     fleet.start()
     try:
         fleet.until_ready()

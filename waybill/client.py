@@ -186,7 +186,13 @@ class AsyncClient:
             raise InvalidJob(f"{where}: {problem}" if where else problem) from None
 
     async def submit_many(
-        self, jobs: Sequence[Job], *, run_id: str | None = None, seqs: Sequence[int] | None = None
+        self,
+        jobs: Sequence[Job],
+        *,
+        run_id: str | None = None,
+        seqs: Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+        reply_to: str | None = None,
     ) -> list[str]:
         """Accept many jobs; all ids in the order given.
 
@@ -194,24 +200,36 @@ class AsyncClient:
             jobs: Any number; they are stored 500 at a time, each such part entirely or not at all.
             run_id: The run they belong to, None outside a run.
             seqs: Their positions in the run.
+            ids: New ids to use (`new_job_id`); None = made here.
+            reply_to: The gateway process that waits for the answers (`waybill.streaming`).
 
         Raises:
             InvalidJob, IdempotencyConflict, LedgerUnavailable: As `submit`; parts before the failing one are accepted.
         """
-        ids: list[str] = []
+        accepted: list[str] = []
         for start in range(0, len(jobs), _INSERT_CHUNK):
             part = jobs[start : start + _INSERT_CHUNK]
             part_seqs = None if seqs is None else seqs[start : start + _INSERT_CHUNK]
-            ids += await self._submit_part(part, run_id, part_seqs)
-        return ids
+            part_ids = None if ids is None else ids[start : start + _INSERT_CHUNK]
+            accepted += await self._submit_part(part, run_id, part_seqs, part_ids, reply_to)
+        return accepted
 
-    async def _submit_part(self, jobs: Sequence[Job], run_id: str | None, seqs: Sequence[int] | None) -> list[str]:
+    async def _submit_part(
+        self,
+        jobs: Sequence[Job],
+        run_id: str | None,
+        seqs: Sequence[int] | None,
+        given: Sequence[str] | None,
+        reply_to: str | None,
+    ) -> list[str]:
         from waybill.ledger import queries
 
-        now_ms = time.time_ns() // 1_000_000
-        ids = [new_job_id(now_ms, os.urandom(10)) for _ in jobs]
+        ids = list(given) if given is not None else [fresh_job_id() for _ in jobs]
         payloads = [self._checked_payload(job) for job in jobs]
-        hashes = [hashlib.sha256(payload.encode()).hexdigest() for payload in payloads]
+        hashes = [
+            hashlib.sha256((payload if job.wire is None else job.fingerprint()).encode()).hexdigest()
+            for job, payload in zip(jobs, payloads, strict=True)
+        ]
         stable = [stable_part(job) for job in jobs]
         inserted = await self.ledger.fetch(
             queries.INSERT_JOBS,
@@ -236,6 +254,7 @@ class AsyncClient:
                 "questions": [question(job) for job in jobs],
                 "prefixes": [part.key if part else None for part in stable],
                 "prefix_bytes": [part.bytes if part else 0 for part in stable],
+                "reply_tos": [reply_to] * len(jobs),
             },
         )
         new = {row["id"] for row in inserted}
@@ -547,8 +566,15 @@ class Client:
         return self._run(self._async.states(job_ids))
 
 
+def fresh_job_id() -> str:
+    """An id for a job that is about to be submitted."""
+    return new_job_id(time.time_ns() // 1_000_000, os.urandom(10))
+
+
 def prompt_bytes(job: Job) -> int:
     """UTF-8 bytes of all prompt texts of a job."""
+    if job.wire is not None:
+        return job.wire.text_bytes
     texts = [job.prompt, job.system or "", job.context or "", *(message.content for message in job.messages)]
     return sum(len(text.encode()) for text in texts)
 
@@ -575,7 +601,8 @@ def _job_id(text: str) -> str:
 
 
 def _needs(job: Job) -> list[str]:
-    return ["json_schema"] * (job.json_schema is not None) + ["labels"] * bool(job.labels)
+    own = ["json_schema"] * (job.json_schema is not None) + ["labels"] * bool(job.labels)
+    return own if job.wire is None else own + list(job.wire.needs)
 
 
 def _parts(items: list[str], size: int) -> Iterator[list[str]]:

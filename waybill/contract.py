@@ -169,6 +169,36 @@ class Message(BaseModel):
         return text
 
 
+Dialect = Literal["chat", "responses", "messages"]
+"""OpenAI Chat Completions, OpenAI Responses, Anthropic Messages."""
+
+
+class Wire(BaseModel):
+    """A request in a provider's own dialect, as the gateway took it. Lanes of that dialect get it unchanged.
+
+    Attributes:
+        dialect: Of the body, and of the answer.
+        body: The request without Waybill's own options.
+        text_bytes: What token estimates start from: its text, attachments at a flat size.
+        needs: Capabilities a model must have (`tools`, `vision`), and `only:PROVIDER` where nobody else can take it.
+        version: Anthropic's API version as the client sent it, where it is one we know.
+        betas: Anthropic's beta features as the client sent them, those that we let through.
+        drop: Parameters that may be left out where a lane does not take them; the client said so.
+        restart: The client takes a new answer after a broken one, in the same stream.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dialect: Dialect
+    body: dict[str, Any]
+    text_bytes: int = Field(ge=0)
+    needs: tuple[str, ...] = ()
+    version: str | None = None
+    betas: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    restart: bool = False
+
+
 def _depth(value: object, limit: int) -> int:
     """Nesting depth of a JSON value, found without recursion; stops counting past `limit`."""
     deepest, stack = 0, [(value, 1)]
@@ -192,6 +222,7 @@ class Job(BaseModel):
             `auto` (or None) = not said: the dispatcher guesses it from the prompt, or takes the plan of `auto`.
         prompt: The user turn. Either this or `messages`.
         messages: A conversation, oldest turn first, ending with a user turn.
+        wire: Instead of both: a request in a provider's dialect, which the gateway carries.
         system: Instructions that stay the same over many jobs; the part that prompt caches keep.
         context: Text that many jobs share (a contract, a code base), sent before the prompt; prompt caches keep it too.
         json_schema: JSON Schema that the answer must fit; the result's `data` is then the parsed object.
@@ -215,6 +246,7 @@ class Job(BaseModel):
     intent: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_-]{0,63}$")
     prompt: str = ""
     messages: tuple[Message, ...] = ()
+    wire: Wire | None = None
     system: str | None = None
     context: str | None = None
     json_schema: dict[str, Any] | None = None
@@ -278,8 +310,10 @@ class Job(BaseModel):
 
     @model_validator(mode="after")
     def _is_answerable(self) -> Job:
-        if bool(self.prompt) == bool(self.messages):
+        if bool(self.prompt) + bool(self.messages) + (self.wire is not None) != 1:
             raise ValueError("needs either `prompt` (not empty) or `messages`")
+        if self.wire is not None and (self.system is not None or self.labels):
+            raise ValueError("`wire` holds the whole request; give no `system` and no `labels` beside it")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("`messages` must end with a user turn: current models refuse prefilled answers")
         if self.labels and self.json_schema is not None:
@@ -291,6 +325,13 @@ class Job(BaseModel):
     def payload(self) -> str:
         """The request as the ledger keeps it: ASCII JSON, so that NUL and any Unicode come back as they were."""
         return json.dumps(self.model_dump(mode="json", exclude_defaults=True), separators=(",", ":"), allow_nan=False)
+
+    def fingerprint(self) -> str:
+        """What makes two requests with one idempotency key the same: the payload, but for how the answer is delivered."""
+        if self.wire is None:
+            return self.payload()
+        body = {name: value for name, value in self.wire.body.items() if name not in ("stream", "stream_options")}
+        return self.model_copy(update={"stream": False, "wire": self.wire.model_copy(update={"body": body})}).payload()
 
     @classmethod
     def from_payload(cls, payload: str) -> Job:

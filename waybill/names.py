@@ -43,6 +43,11 @@ def stream_key(job_id: str) -> str:
     return f"{REDIS_PREFIX}stream:{job_id}"
 
 
+def mail_key(reply_to: str) -> str:
+    """Redis stream with the mail of one gateway process (waybill/mail.py)."""
+    return f"{REDIS_PREFIX}mail:{reply_to}"
+
+
 EPOCH_KEY: Final = f"{REDIS_PREFIX}epoch"
 """Random value set by control; when it is gone or changed, Redis was lost and doorbells are rung again."""
 

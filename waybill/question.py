@@ -35,7 +35,11 @@ def question(job: Job) -> str | None:
     if not job.reuse:
         return None
     # The order of keys is kept: in a schema it is the order in which a model writes its fields.
-    return _digest(job.model_dump(mode="json", exclude=set(NOT_ASKED)))
+    asked = job.model_dump(mode="json", exclude=set(NOT_ASKED))
+    if job.wire is not None:
+        for how in ("stream", "stream_options"):
+            asked["wire"]["body"].pop(how, None)
+    return _digest(asked)
 
 
 def stable_part(job: Job) -> StablePart | None:

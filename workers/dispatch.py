@@ -382,6 +382,9 @@ class Dispatcher:
         for row in moved:
             why = refused[row["id"]]
             emit("job.failed", job=row["id"], attempt=0, code=why.code)
+            if row["reply_to"] is not None:
+                end = {"state": "failed", "code": why.code, "error": why.reason, "attempt": 0, "usd": "0"}
+                self._runtime.outbox.put(row["reply_to"], "end", row["id"], 0, json.dumps(end).encode())
         from redis.exceptions import RedisError
 
         ids = [row["id"] for row in moved]

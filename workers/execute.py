@@ -22,8 +22,10 @@ from typing import Any, assert_never
 
 from sqlalchemy.engine import RowMapping
 
+from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
 from policies.goodenough import Asked, Given, judge
+from policies.policyfile import Plan
 from policies.pricing import PRICE_VERSION
 from policies.routing import Request, output_limit
 from waybill.broker import execute_doorbells
@@ -36,7 +38,7 @@ from workers.affording import afford
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
 from workers.limiter import Grant
-from workers.providers.base import Answer, Call
+from workers.providers.base import Answer, Call, Frames
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
@@ -66,6 +68,8 @@ class Attempt:
         route, index: All candidates and whose turn it is.
         job: The request.
         history: What the fallback policy needs to know.
+        reply_to: The gateway process that waits for the answer.
+        why: Why this lane, as a word of the gateway's closed list.
         call: As it is sent; set by prepare.
         has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
@@ -87,6 +91,8 @@ class Attempt:
     started: float
     started_at: datetime
     has_budget: bool = False
+    reply_to: str | None = None
+    why: str = "policy"
     call: Call | None = None
     grant: Grant | None = None
     account: str = ""
@@ -197,6 +203,21 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
         started=time.monotonic(),
         started_at=datetime.now(UTC),
         has_budget=row["has_budget"],
+        reply_to=row["reply_to"],
+        why=_why(row, route),
+    )
+
+
+def _why(row: RowMapping, route: Sequence[Candidate]) -> str:
+    """Why the job is on this lane, as a word that programs can read (docs/gateway.md)."""
+    if row["route_index"] > 0:
+        # A failure leaves its code with the job, a weak answer leaves none.
+        return "fallback" if row["error_code"] else "escalation"
+    reason = route[0].reason
+    if "; instead: " in reason:
+        return "detour"
+    return {"the job pins this model": "pinned", "the job must stay on local models": "local_only"}.get(
+        reason, "policy"
     )
 
 
@@ -255,11 +276,12 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
     attempt.call = Call(
         model=model,
         messages=job.messages or (Message(role="user", content=job.prompt),),
+        wire=job.wire,
         system=job.system,
         json_schema=job.json_schema,
         labels=job.labels,
         max_output_tokens=output_limit(
-            Request(attempt.intent, attempt.payload_bytes, max_output_tokens=job.max_output_tokens), model, plan
+            Request(attempt.intent, attempt.payload_bytes, max_output_tokens=_wished_tokens(job, plan)), model, plan
         ),
         effort=effort if effort in model.efforts else None,
         service=candidate.service,
@@ -268,6 +290,13 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         job_id=attempt.job_id,
         attempt=attempt.number,
     )
+
+
+def _wished_tokens(job: Job, plan: Plan | None) -> int | None:
+    """The job's limit; a client that speaks a provider's dialect may give none and expect more than a job's default."""
+    if job.wire is None or job.max_output_tokens is not None or plan is not None:
+        return job.max_output_tokens
+    return DEFAULT_MAX_TOKENS
 
 
 def heed_block(runtime: Runtime, attempt: Attempt) -> None:
@@ -310,10 +339,24 @@ async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
     async for piece in provider.stream(call):
         if isinstance(piece, Answer):
             return piece
+        if isinstance(piece, Frames):
+            _post(runtime, attempt, piece)
+            continue
         if piece and heard:
             attempt.shown = True
             heard = await _show(runtime, attempt.job_id, piece)
     raise Broken("the stream ended without a checked answer", code="no_terminal_event", billed=None)
+
+
+def _post(runtime: Runtime, attempt: Attempt, frames: Frames) -> None:
+    """Send frames to the gateway that waits; the first time with who answers."""
+    first, attempt.shown = not attempt.shown, True
+    if attempt.reply_to is None:
+        return
+    if first:
+        head = json.dumps({"model": attempt.candidate.model, "lane": attempt.lane, "reason": attempt.why})
+        runtime.outbox.put(attempt.reply_to, "head", attempt.job_id, attempt.number, head.encode())
+    runtime.outbox.put(attempt.reply_to, "data", attempt.job_id, attempt.number, frames.data)
 
 
 async def _show(runtime: Runtime, job_id: str, piece: str) -> bool:
@@ -355,13 +398,14 @@ def assess(attempt: Attempt) -> None:
     if attempt.decision is not None:
         return
     history = attempt.history
-    if attempt.shown:
+    may_restart = attempt.job.wire is not None and attempt.job.wire.restart and attempt.answer is None
+    if attempt.shown and not may_restart:
         history = History(**{**_fields(history), "streamed": True})
     if attempt.failure is not None:
         attempt.decision = decide(attempt.failure, history, jitter=random.random())
     elif attempt.answer is not None:
         attempt.decision = judge(
-            Asked(attempt.job.json_schema, attempt.job.labels),
+            Asked(attempt.job.json_schema, attempt.job.labels, as_is=attempt.job.wire is not None),
             Given(
                 attempt.answer.text,
                 attempt.answer.stop.value,
@@ -403,8 +447,11 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
         emit("lease.lost", job=attempt.job_id, attempt=attempt.number)
         return f"fenced {attempt.candidate.model} {cost}"
     if state.is_final:
+        _post_end(runtime, attempt, settlement, state)
         await _tell(runtime, attempt)
-    elif state is JobState.ROUTED:
+    else:
+        runtime.outbox.forget(attempt.job_id, attempt.number)
+    if state is JobState.ROUTED:
         following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
         await runtime.ring(
             execute_doorbells([(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)])
@@ -448,6 +495,34 @@ async def _tell(runtime: Runtime, attempt: Attempt) -> None:
         emit("service.away", service="redis", error=str(exc))
 
 
+def _post_end(runtime: Runtime, attempt: Attempt, settlement: Settlement, state: JobState) -> None:
+    """Tell the gateway that the job is final, with all it needs to answer: it need not ask the ledger for it again."""
+    if attempt.reply_to is None:
+        return
+    answer, failure = attempt.answer, attempt.failure
+    end: dict[str, Any] = {
+        "state": state.value,
+        "model": attempt.candidate.model,
+        "lane": attempt.lane,
+        "reason": attempt.why,
+        # Earlier attempts may have cost something, too: the ledger adds them up.
+        "usd": None if attempt.number > 1 or settlement.cost_usd is None else str(settlement.cost_usd),
+        "attempt": attempt.number,
+    }
+    if state is JobState.SUCCEEDED and answer is not None:
+        end["tail"] = answer.tail.decode("utf-8", "replace")
+        if not attempt.shown and answer.wire is not None:
+            end["answer"] = answer.wire
+    else:
+        end |= {"code": settlement.error_code, "error": settlement.error}
+        if failure is not None:
+            end["failure"] = failure.code
+            end["retry_after_s"] = getattr(failure, "retry_after_s", None)
+    runtime.outbox.put(
+        attempt.reply_to, "end", attempt.job_id, attempt.number, json.dumps(end, ensure_ascii=True).encode()
+    )
+
+
 def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
     """The decision as a row: every decision is matched, so that a new one cannot be forgotten here."""
     decision = attempt.decision
@@ -457,7 +532,7 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
         case Accept():
             assert attempt.answer is not None
             state, outcome, attempt_state = JobState.SUCCEEDED, "accept", AttemptState.SUCCEEDED
-            body = json.dumps({"text": attempt.answer.text, "data": decision.data})
+            body = json.dumps({"text": attempt.answer.text, "data": decision.data} | _wire_of(attempt.answer))
         case Retry():
             delay = decision.delay_s
             state = JobState.PARKED if delay > 0 else JobState.ROUTED
@@ -507,6 +582,10 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
         flagship_usd=attempt.flagship_usd,
         price_version=PRICE_VERSION,
     )
+
+
+def _wire_of(answer: Answer) -> dict[str, Any]:
+    return {} if answer.wire is None else {"wire": answer.wire}
 
 
 def _failed_state(attempt: Attempt) -> AttemptState:

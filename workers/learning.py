@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import policies
+from policies.dialects.carry import read
+from policies.dialects.neutral import Text, Unsupported
 from policies.policyfile import AUTO, Policy
 from policies.quality import Choice, learn, standing
 from waybill.errors import LedgerUnavailable
@@ -97,6 +99,18 @@ class Tagger:
 def prompt_of(payload: str) -> str:
     """The text that says what is to be done: instructions and the last turn."""
     request = json.loads(payload)
+    if "wire" in request:
+        return _said_on_the_wire(request["wire"])
     turns = request.get("messages") or ()
     last = turns[-1]["content"] if turns else request.get("prompt", "")
     return f"{request.get('system') or ''}\n{last}".strip()
+
+
+def _said_on_the_wire(wire: Mapping[str, Any]) -> str:
+    """The same of a request in a provider's dialect. One that cannot be read so says nothing of its kind."""
+    try:
+        prompt = read(wire["dialect"], wire["body"], tuple(wire.get("drop", ())))
+    except Unsupported:
+        return ""
+    last = prompt.turns[-1].parts if prompt.turns else ()
+    return f"{prompt.system}\n{' '.join(part.text for part in last if isinstance(part, Text))}".strip()

@@ -20,6 +20,7 @@ from waybill.broker import Broker, Doorbell
 from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
+from waybill.mail import Outbox
 from waybill.settings import Settings
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
@@ -119,6 +120,7 @@ class Runtime:
     till: Till = field(init=False)
     sharing: Sharing = field(init=False)
     redis: Redis = field(init=False)
+    outbox: Outbox = field(init=False)
     broker: Broker = field(init=False)
     limiter: Limiter = field(init=False)
     health: Health = field(init=False)
@@ -150,6 +152,8 @@ class Runtime:
         self.redis = Redis.from_url(
             self.settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
+        self.outbox = Outbox(self.redis)
+        self.outbox.start()
         self.broker = Broker(self.settings.require_broker_url())
         self.sharing = Sharing(self.ledger, self.redis, self.broker, self.owner)
         self.writer = Writer(self.ledger, self.sharing.hand_on)
@@ -198,6 +202,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await self.writer.close()
+        await self.outbox.close()
         await self.health.close()
         await self._counting.__aexit__(None, None, None)
         for accounts in self.accounts.values():

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from waybill.broker import Broker, dispatch_doorbells
+from waybill.contract import JobState
 from waybill.errors import BrokerUnavailable, LedgerUnavailable
 from waybill.ledger import sharing
 from waybill.ledger.engine import Ledger
+from waybill.mail import Outbox
 from waybill.streaming import publish_end
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from sqlalchemy.engine import RowMapping
 
 AT_ONCE: Final = 500
 
@@ -60,12 +64,28 @@ class Sharing:
         if answered:
             emit("answers.reused", jobs=len(answered))
             await _tell(self.redis, answered, [row["id"] for row in rows if row["stream"]])
+            await self._post([row for row in rows if row["reply_to"] is not None])
         if freed:
             try:
                 await asyncio.to_thread(self.broker.ring, dispatch_doorbells(freed))
             except BrokerUnavailable as exc:  # the dispatcher looks by itself
                 emit("service.away", service="broker", error=str(exc))
         return len(rows)
+
+    async def _post(self, rows: Sequence[RowMapping]) -> None:
+        """Tell the gateways that wait; whoever this does not reach looks into the ledger."""
+        outbox = Outbox(self.redis)
+        outbox.start()
+        for row in rows:
+            end = {
+                "state": JobState.SUCCEEDED.value,
+                "reason": "reuse",
+                "usd": "0",
+                "attempt": row["attempt"],
+                "answer": json.loads(row["body"]).get("wire"),
+            }
+            outbox.put(row["reply_to"], "end", row["id"], row["attempt"], json.dumps(end).encode())
+        await outbox.close()
 
 
 async def _tell(redis: Redis, job_ids: list[str], streamed: list[str]) -> None:

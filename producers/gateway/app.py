@@ -22,13 +22,14 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
-from producers.gateway import admin, jobs, models, webhooks
+from producers.gateway import admin, calls, jobs, models, webhooks
 from producers.gateway.address import networks
 from producers.gateway.errors import Family, Kind, Refusal, response
 from producers.gateway.keys import KeyRing, Turnstile
+from producers.gateway.mailroom import Mailroom
 from producers.gateway.postman import Postman
 from waybill.client import AsyncClient
-from waybill.errors import InvalidJob, ServiceUnavailable
+from waybill.errors import IdempotencyConflict, InvalidJob, ServiceUnavailable
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("waybill.gateway")
 
-ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, admin, jobs, webhooks)
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, calls, admin, jobs, webhooks)
 # Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
 _BARE: Final = re.compile(
     r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"
@@ -56,6 +57,7 @@ class Gateway:
         is_development: On loopback: as long as there are no keys everybody is tenant `default`.
         keyring: Who has which key.
         redis: For what waits for news of jobs.
+        mailroom: Where the answers of this process's jobs come in.
     """
 
     settings: Settings
@@ -65,12 +67,14 @@ class Gateway:
     is_development: bool
     keyring: KeyRing = field(init=False)
     redis: Redis = field(init=False)
+    mailroom: Mailroom = field(init=False)
 
     def __post_init__(self) -> None:
         from redis.asyncio import Redis
 
         self.redis = Redis.from_url(self.settings.require_redis_url(), socket_connect_timeout=2)
         self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
+        self.mailroom = Mailroom(self.client)
 
     @property
     def public_url(self) -> str:
@@ -86,8 +90,10 @@ def make_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         postman = Postman(gateway.client.ledger, private=networks(gateway.settings.webhook_networks))
         postman.start()
+        gateway.mailroom.start(gateway.redis)
         yield
         await postman.close()
+        await gateway.mailroom.close()
         await gateway.keyring.close()
         await gateway.redis.aclose()
         await gateway.client.close()
@@ -153,6 +159,8 @@ def as_refusal(exc: Exception) -> Refusal:
             return exc
         case HTTPException():
             return Refusal(_KIND_OF_STATUS.get(exc.status_code, Kind.INVALID), exc.detail)
+        case IdempotencyConflict():
+            return Refusal(Kind.CONFLICT, str(exc))
         case InvalidJob():
             return Refusal(Kind.INVALID, str(exc))
         case _:

@@ -115,7 +115,7 @@ def response(refusal: Refusal, family: Family, request_id: str) -> JSONResponse:
     headers = {**id_headers(request_id), **refusal.headers}
     if refusal.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s)))
-    if refusal.kind in (Kind.INVALID, Kind.NOT_FOUND, Kind.BILLING, Kind.TOO_LARGE):
+    if refusal.kind in (Kind.INVALID, Kind.NOT_FOUND, Kind.BILLING, Kind.TOO_LARGE, Kind.CONFLICT):
         headers["x-should-retry"] = "false"  # the SDKs heed it: the same request cannot succeed
     return JSONResponse(
         error_body(refusal, family, request_id), status_code=status_of(refusal, family), headers=headers

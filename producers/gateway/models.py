@@ -23,7 +23,7 @@ _SINCE_TEXT: Final = "2026-11-25T00:00:00Z"
 def names(policy: Policy, off: frozenset[str]) -> dict[str, Model | None]:
     """What may stand in `model`: id -> catalogue entry, None for an intent or `auto`. Models of absent providers are left out."""
     listed: dict[str, Model | None] = {AUTO: None}
-    listed.update({f"{INTENT_PREFIX}{intent}": None for intent in policy.intents()})
+    listed.update({f"{INTENT_PREFIX}{intent}": None for intent in policy.intents() if intent != AUTO})
     listed.update({name: model for name, model in policy.models.items() if model.provider not in off})
     return listed
 

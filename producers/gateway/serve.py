@@ -100,6 +100,7 @@ def run_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> None
     )
     try:
         bound = config.bind_socket()
+        bound.listen(2048)  # who connects from here on waits for the first turn of the loop
     except (OSError, SystemExit):
         raise ConfigError(
             f"cannot listen on {settings.gateway_address}:{settings.gateway_port}; set WAYBILL_GATEWAY_PORT to a free port"

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from policies.catalog import CATALOG
+from policies.dialects.schema import closed, label_schema
 from waybill.contract import Message, Usage
 from waybill.errors import ConfigError, Rejected
 from workers.providers import anthropic, openai
 from workers.providers.base import Call
 from workers.providers.headers import MAX_RETRY_AFTER_S, anthropic_limits, openai_limits, retry_after_s
-from workers.providers.schema import closed, label_schema
 from workers.providers.wire import Text
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

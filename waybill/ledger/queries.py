@@ -17,17 +17,17 @@ with input as (
         %(priorities)s::text[], %(keys)s::text[], %(hashes)s::text[], %(bytes)s::int[], %(max_outputs)s::int[],
         %(models)s::text[], %(local_onlys)s::bool[], %(needs)s::text[], %(streams)s::bool[], %(deadlines)s::float8[],
         %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[], %(prefix_bytes)s::int[],
-        %(key_ids)s::text[]
+        %(key_ids)s::text[], %(reply_tos)s::text[]
     ) as t(id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
            model, local_only, needs, stream, deadline_s, payload, question, prefix, prefix_bytes,
-           key_id)
+           key_id, reply_to)
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
                       max_output_tokens, model, local_only, needs, stream, deadline_at, question, prefix, prefix_bytes,
-                      key_id)
+                      key_id, reply_to)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
            model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
-           question, prefix, prefix_bytes, key_id
+           question, prefix, prefix_bytes, key_id, reply_to
     from input
     on conflict do nothing
     returning id
@@ -74,12 +74,12 @@ with input as (
 ), moved as (
     update jobs j set state = 'failed', error_code = i.code, error = i.error, finished_at = now()
     from input i where j.id = i.id and j.state = 'queued'
-    returning j.id
+    returning j.id, j.reply_to
 ), noted as (
     insert into decisions (job_id, outcome, reason, policy_version)
     select i.id, 'no_route', i.error, %(policy)s from input i join moved using (id)
 )
-select id::text from moved
+select id::text, reply_to from moved
 """
 
 # --- claim, renew, settle ---------------------------------------------------------------------------------------------
@@ -95,7 +95,8 @@ with claimed as (
       and not exists (select from runs r where r.id = j.run_id and r.state = 'paused')
       and j.intent not in (select name from holds where kind = 'intent')
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
-              j.stream, j.run_id, j.key_id, j.payload_bytes, extract(epoch from j.deadline_at - now())::float8 as slack_s
+              j.stream, j.run_id, j.key_id, j.payload_bytes, j.reply_to, j.error_code,
+              extract(epoch from j.deadline_at - now())::float8 as slack_s
 ), begun as (
     insert into attempts (job_id, number, provider, model, service, reason, worker, estimate_usd)
     select c.id, c.attempt, r ->> 'provider', r ->> 'model', r ->> 'service', r ->> 'reason', %(owner)s,
@@ -103,7 +104,7 @@ with claimed as (
     from claimed c, lateral (select c.route -> c.route_index::int as r) as candidate
 )
 select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_index, c.intent, c.tenant, c.priority,
-       c.stream, c.run_id::text, c.payload_bytes, c.slack_s, p.body as payload,
+       c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.slack_s, p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
           and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane,
        exists (select from budgets b where (b.scope, b.subject) in

@@ -61,7 +61,7 @@ known as (
     update jobs j set state = 'succeeded', route = k.route, route_index = k.route_index, provider = k.provider,
         attempt = j.attempt + 1, error_code = null, error = null, waits_for = null, finished_at = now()
     from known k where j.id = k.id and k.body is not null
-    returning j.id, j.attempt, j.stream, k.source, k.answering, k.body
+    returning j.id, j.attempt, j.stream, j.reply_to, k.source, k.answering, k.body
 ), called as (
     insert into attempts (job_id, number, provider, model, service, reason, state, worker, ended_at, served_model, stop,
         input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, thinking_tokens,
@@ -84,9 +84,9 @@ known as (
     from known k where j.id = k.id and k.body is null and j.waits_for is not null
     returning j.id
 )
-select id::text, true as is_answered, stream from answered
+select id::text, true as is_answered, stream, reply_to, attempt, body from answered
 union all
-select id::text, false, false from freed
+select id::text, false, false, null, 0::smallint, null from freed
 """
 
 ANSWER: Final = (

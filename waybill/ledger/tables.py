@@ -135,7 +135,7 @@ class JobRow(Base):
     """Pinned model."""
     local_only: Mapped[bool] = mapped_column(server_default=text("false"))
     needs: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
-    """Capabilities a model must have: `json_schema`, `labels`."""
+    """What a model must be able to do: `json_schema`, `labels`, `tools`, `vision`, `only:PROVIDER`."""
     question: Mapped[str | None] = mapped_column(Text)
     """Hash of what is asked (waybill/question.py); None: an answer of its own is wanted."""
     prefix: Mapped[str | None] = mapped_column(Text)
@@ -148,6 +148,8 @@ class JobRow(Base):
     """After this it is sent by itself, whatever became of the other."""
     stream: Mapped[bool] = mapped_column(server_default=text("false"))
     deadline_at: Mapped[datetime | None] = mapped_column(_When)
+    reply_to: Mapped[str | None] = mapped_column(Text)
+    """The gateway process that waits for the answer; pieces go into its Redis stream."""
 
     route: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
     """Candidates in order (contract.Candidate.as_json); set when dispatched."""

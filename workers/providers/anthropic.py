@@ -13,16 +13,17 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import anthropic
+import httpx2
 from anthropic import AsyncAnthropic, AsyncStream, DefaultAioHttpClient
 
 from policies.catalog import Model
+from policies.dialects.schema import closed, instruction, label_schema
 from waybill.contract import Usage
-from workers.providers import wire
-from workers.providers.base import Answer, Call, Stop
+from workers.providers import passthrough, wire
+from workers.providers.base import Answer, Call, Frames, Stop
 from workers.providers.errors import TRANSPORT_ERRORS, Said, interrupted, refused
 from workers.providers.failures import failure
 from workers.providers.headers import anthropic_limits
-from workers.providers.schema import closed, instruction, label_schema
 from workers.providers.wire import Progress
 
 _STOPS: Final[Mapping[str, Stop]] = {
@@ -61,9 +62,11 @@ class AnthropicProvider:
 
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
-        request = message_request(call)
         progress = Progress(self.name)
         try:
+            if call.wire is not None:
+                return await passthrough.call_whole(self._lane(), call, progress)
+            request = message_request(call)
             async with asyncio.timeout(call.timeout_s):
                 raw = await self._client.messages.with_raw_response.create(
                     **request, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
@@ -75,15 +78,19 @@ class AnthropicProvider:
         except _CAUGHT as exc:
             raise self._sorted(exc, progress, streaming=False) from exc
 
-    async def stream(self, call: Call) -> AsyncIterator[str | Answer]:
+    async def stream(self, call: Call) -> AsyncIterator[str | Frames | Answer]:
         """Yield pieces of text, then the checked Answer; see `Provider.stream`.
 
         A label is held back until it is whole and checked.
         """
-        request = message_request(call)
         progress = Progress(self.name)
         stream: AsyncStream[object] | None = None
         try:
+            if call.wire is not None:
+                async for item in passthrough.stream_frames(self._lane(), call, progress):
+                    yield item
+                return
+            request = message_request(call)
             async with asyncio.timeout(call.timeout_s):
                 raw = await self._client.messages.with_raw_response.create(
                     **request, stream=True, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
@@ -114,6 +121,26 @@ class AnthropicProvider:
     async def close(self) -> None:
         """Close the connections; calls on their way fail."""
         await self._client.close()
+
+    def _lane(self) -> passthrough.Lane:
+        return passthrough.Lane(
+            name=self.name,
+            send=self._send,
+            open=self._open,
+            reply=lambda _, progress: _Reply(progress),
+            whole=lambda _, call, body, headers, progress: _whole(call, body, headers, progress),
+            answer=lambda reply, _, headers: reply.answer(headers),
+        )
+
+    async def _send(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
+        options: Any = {"headers": headers, "timeout": wire.TRANSPORT_TIMEOUT}
+        return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+
+    async def _open(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncStream[object]:
+        options: Any = {"headers": headers, "timeout": wire.TRANSPORT_TIMEOUT}
+        return await self._client.post(
+            path, cast_to=object, body=body, options=options, stream=True, stream_cls=AsyncStream[object]
+        )
 
     def _sorted(self, exc: Exception, progress: Progress, *, streaming: bool) -> Exception:
         """`exc` as one of our four kinds."""

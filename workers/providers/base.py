@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from policies.catalog import Model
-from waybill.contract import Message, Usage
+from waybill.contract import Message, Usage, Wire
 
 
 class Stop(StrEnum):
@@ -26,12 +26,20 @@ class Stop(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Frames:
+    """Server-sent events in the client's dialect, whole and ready to be handed on."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One attempt, ready to be sent.
 
     Attributes:
         model: Catalogue entry; `model.id` is asked for.
         messages: Turns, the last from the user.
+        wire: Instead of turns: a request in a provider's dialect, to be carried unchanged or translated.
         system: Stable instructions or None.
         json_schema: The answer must be JSON of this schema (already made strict where the job's labels ask for it).
         labels: Classification labels; a local model scores these instead of generating.
@@ -46,6 +54,7 @@ class Call:
 
     model: Model
     messages: tuple[Message, ...]
+    wire: Wire | None = None
     system: str | None = None
     json_schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
@@ -88,6 +97,8 @@ class Answer:
         confidence: Local models: log-probability of the answer (sum over tokens) or of the label; else None.
         label_logprobs: Local models: log-probability of each label after the prompt, not normalized: what a running
             calibration of the labels' prior needs. Empty elsewhere.
+        wire: The whole answer in the client's dialect, where the call came with one.
+        tail: Its terminal frames, where it was streamed: for the client once the answer is stored.
     """
 
     text: str
@@ -100,6 +111,8 @@ class Answer:
     first_token_s: float | None = None
     confidence: float | None = None
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    wire: Mapping[str, Any] | None = None
+    tail: bytes = b""
 
 
 class Provider(Protocol):
@@ -119,8 +132,8 @@ class Provider(Protocol):
         """
         ...
 
-    def stream(self, call: Call) -> AsyncIterator[str | Answer]:
-        """Yield pieces of text as they come, then the whole checked Answer last.
+    def stream(self, call: Call) -> AsyncIterator[str | Frames | Answer]:
+        """Yield pieces of text (of a call with `wire`: frames) as they come, then the whole checked Answer last.
 
         Nothing but the final Answer means success: a stream that ends without one raises Broken.
         Closing the iterator early cancels the request at the provider. Raises as `call` does.

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from waybill.errors import ProviderError
-from workers.providers.base import Answer, Call, Stop
+from workers.providers.base import Answer, Call, Frames, Stop
 from workers.providers.failures import failure
 from workers.providers.local_model import check_file
 from workers.providers.local_runner import LocalRunner, Said, Work
+from workers.providers.passthrough import speak
 
 
 class LocalProvider:
@@ -66,8 +67,12 @@ class LocalProvider:
                 return item
         raise AssertionError("stream() ends with an Answer or raises")
 
-    async def stream(self, call: Call) -> AsyncIterator[str | Answer]:
+    async def stream(self, call: Call) -> AsyncIterator[str | Frames | Answer]:
         """Yield pieces of text, then the Answer; see `Provider.stream`. A label comes in one piece."""
+        if call.wire is not None:
+            async for framed in speak(self, call):
+                yield framed
+            return
         self._check(call)
         loop = asyncio.get_running_loop()
         started = loop.time()

@@ -10,10 +10,10 @@ import json
 import re
 from typing import Any, Final, NoReturn
 
+from policies.dialects.schema import instruction
 from workers.providers.base import Call
 from workers.providers.failures import failure
 from workers.providers.local_model import LocalModel
-from workers.providers.schema import instruction
 
 # Stands for the n-th text while the template runs; private-use characters that no template contains.
 _MARK: Final = re.compile("\ue000(\\d+)\ue001")

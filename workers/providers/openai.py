@@ -16,13 +16,13 @@ import openai
 from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
 
 from policies.catalog import Model
+from policies.dialects.schema import closed, instruction, label_schema
 from waybill.contract import Usage
-from workers.providers import wire
-from workers.providers.base import Answer, Call, Stop
+from workers.providers import passthrough, responses, wire
+from workers.providers.base import Answer, Call, Frames, Stop
 from workers.providers.errors import TRANSPORT_ERRORS, Said, interrupted, refused
 from workers.providers.failures import failure
 from workers.providers.headers import openai_limits
-from workers.providers.schema import closed, instruction, label_schema
 from workers.providers.wire import Progress
 
 _STOPS: Final[Mapping[str, Stop]] = {
@@ -82,10 +82,12 @@ class OpenAIProvider:
 
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
-        request = completion_request(call, compatible=self._compatible)
-        request["model"] = self._model_name or call.model.id
         progress = Progress(self.name)
         try:
+            if call.wire is not None:
+                return await passthrough.call_whole(self._lane(), call, progress)
+            request = completion_request(call, compatible=self._compatible)
+            request["model"] = self._model_name or call.model.id
             async with asyncio.timeout(call.timeout_s):
                 response = await self._client.post(
                     _PATH, cast_to=httpx2.Response, body=request, options={"headers": wire.call_headers(call)}
@@ -97,16 +99,20 @@ class OpenAIProvider:
         except _CAUGHT as exc:
             raise self._sorted(exc, progress, streaming=False) from exc
 
-    async def stream(self, call: Call) -> AsyncIterator[str | Answer]:
+    async def stream(self, call: Call) -> AsyncIterator[str | Frames | Answer]:
         """Yield pieces of text, then the checked Answer; see `Provider.stream`.
 
         A label is held back until it is whole and checked.
         """
-        request = completion_request(call, compatible=self._compatible)
-        request["model"] = self._model_name or call.model.id
         progress = Progress(self.name)
         stream: AsyncStream[object] | None = None
         try:
+            if call.wire is not None:
+                async for item in passthrough.stream_frames(self._lane(), call, progress):
+                    yield item
+                return
+            request = completion_request(call, compatible=self._compatible)
+            request["model"] = self._model_name or call.model.id
             async with asyncio.timeout(call.timeout_s):
                 stream = await self._client.post(
                     _PATH,
@@ -140,6 +146,46 @@ class OpenAIProvider:
     async def close(self) -> None:
         """Close the connections; calls on their way fail."""
         await self._client.close()
+
+    def _lane(self) -> passthrough.Lane:
+        def reply(dialect: str, progress: Progress) -> _Reply | responses.ResponsesReply:
+            return responses.ResponsesReply(progress) if dialect == "responses" else _Reply(progress)
+
+        def whole(
+            dialect: str, call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress
+        ) -> Answer:
+            if dialect == "responses":
+                return responses.whole(call, body, headers, progress)
+            return self._whole(call, body, headers, progress)
+
+        def answer(reply: _Reply | responses.ResponsesReply, call: Call, headers: Mapping[str, str]) -> Answer:
+            if isinstance(reply, responses.ResponsesReply):
+                return reply.answer(headers)
+            return reply.answer(call, headers, need_model=not self._compatible)
+
+        return passthrough.Lane(
+            name=self.name,
+            send=self._send,
+            open=self._open,
+            reply=reply,
+            whole=whole,
+            answer=answer,
+            compatible=self._compatible,
+            model_name=self._model_name,
+        )
+
+    async def _send(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
+        return await self._client.post(path, cast_to=httpx2.Response, body=body, options={"headers": headers})
+
+    async def _open(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncStream[object]:
+        return await self._client.post(
+            path,
+            cast_to=object,
+            body=body,
+            options={"headers": headers},
+            stream=True,
+            stream_cls=AsyncStream[object],
+        )
 
     def _whole(self, call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress) -> Answer:
         """The checked answer in a completion that was not streamed."""

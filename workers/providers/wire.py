@@ -11,15 +11,16 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 import httpx2
 
+from policies.dialects.schema import LABEL_KEY
 from waybill.contract import Usage
 from waybill.errors import ConfigError
 from workers.providers.base import Answer, Call, Stop
 from workers.providers.failures import Seen, failure
-from workers.providers.schema import LABEL_KEY
 
 CONNECT_TIMEOUT_S: Final = 10.0
 _MAX_TOKENS: Final = 10**9
@@ -125,6 +126,11 @@ def text_of(value: object, what: str, progress: Progress) -> str:
     if not isinstance(value, str):
         raise wrong_type(what, progress)
     return value
+
+
+def utc_now() -> datetime:
+    """Now; here, so that dates in `retry-after` are read against one clock."""
+    return datetime.now(UTC)
 
 
 def wrong_type(what: str, progress: Progress) -> Exception:
@@ -241,7 +247,7 @@ def finished(call: Call, answer: Answer, progress: Progress) -> Answer:
     Raises:
         Broken: A complete answer without text, or one that is none of the labels.
     """
-    if answer.stop is not Stop.COMPLETE:
+    if answer.stop is not Stop.COMPLETE or call.wire is not None:
         return answer
     seen = Seen(output=True, usage=answer.usage, request_id=answer.request_id)
     if not answer.text.strip():

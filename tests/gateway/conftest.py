@@ -1,0 +1,78 @@
+"""One real fleet with a gateway for all files of this folder, and the SDKs that users have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import openai
+import psycopg
+import pytest
+import redis
+
+from sandbox.testing import Running, running
+from tests.fleet import RunningFleet, running_fleet
+from waybill import embedded
+
+
+@pytest.fixture(scope="session")
+def gateway_urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
+    """A ledger and a Redis database for this folder."""
+    database_url = embedded.create_database(str(services.database_url), "gateway", template=ledger_template)
+    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
+    with redis.Redis.from_url(redis_url) as connection:
+        connection.flushdb()
+    return database_url, redis_url
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[Running]:
+    """The provider behind the fleet."""
+    with running() as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def gateway_fleet(
+    gateway_urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningFleet]:
+    """The fleet."""
+    with running_fleet(*gateway_urls, provider.url, tmp_path_factory.mktemp("gateway"), gateway=True) as programs:
+        yield programs
+
+
+@pytest.fixture
+def gateway(gateway_fleet: RunningFleet, provider: Running) -> Iterator[str]:
+    """The gateway's address; after the test the sandbox has no faults."""
+    yield gateway_fleet.gateway_url
+    provider.clear_faults()
+    provider.latency("none")
+
+
+@pytest.fixture
+def claude(gateway: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=gateway, api_key="any", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def gpt(gateway: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway}/v1", api_key="any", max_retries=0, timeout=30) as client:
+        yield client
+
+
+class Ledger:
+    """What the ledger says, for asserts."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("postgresql+psycopg://", "postgresql://")
+
+    def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self._url) as connection:
+            return connection.execute(sql, params).fetchall()
+
+
+@pytest.fixture
+def ledger(gateway_urls: tuple[str, str]) -> Ledger:
+    return Ledger(gateway_urls[0])
