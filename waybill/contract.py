@@ -312,8 +312,8 @@ class Job(BaseModel):
     def _is_answerable(self) -> Job:
         if bool(self.prompt) + bool(self.messages) + (self.wire is not None) != 1:
             raise ValueError("needs either `prompt` (not empty) or `messages`")
-        if self.wire is not None and (self.system is not None or self.labels):
-            raise ValueError("`wire` holds the whole request; give no `system` and no `labels` beside it")
+        if self.wire is not None and (self.system is not None or self.context is not None or self.labels):
+            raise ValueError("`wire` holds the whole request; give no `system`, `context` or `labels` beside it")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("`messages` must end with a user turn: current models refuse prefilled answers")
         if self.labels and self.json_schema is not None:
@@ -331,7 +331,8 @@ class Job(BaseModel):
         if self.wire is None:
             return self.payload()
         body = {name: value for name, value in self.wire.body.items() if name not in ("stream", "stream_options")}
-        return self.model_copy(update={"stream": False, "wire": self.wire.model_copy(update={"body": body})}).payload()
+        wire = self.wire.model_copy(update={"body": body, "text_bytes": 0})
+        return self.model_copy(update={"stream": False, "wire": wire}).payload()
 
     @classmethod
     def from_payload(cls, payload: str) -> Job:

@@ -222,7 +222,7 @@ def test_bytes_are_unchanged_where_dialects_match(gateway: str, provider: Runnin
         through = http.post(f"{gateway}/v1/messages", json=body, headers=headers).text
 
     def shape(text: str) -> list[Any]:
-        text = re.sub(r"sandbox[0-9a-f]{20}", "signature", text)
+        text = re.sub(r"sandbox[0-9a-f]{22}", "signature", text)
         events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
         return [{**event, "message": None, "content_block": None, "usage": None} for event in events]
 

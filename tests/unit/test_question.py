@@ -42,7 +42,7 @@ APART: dict[str, st.SearchStrategy[Any]] = {
 
 def test_every_field_of_a_job_is_either_asked_or_named_as_not() -> None:
     # Fields made here by hand, because a job takes only one of each pair.
-    assert set(ASKED) | set(APART) | {"messages", "labels", "reuse"} == set(Job.model_fields)
+    assert set(ASKED) | set(APART) | {"messages", "labels", "reuse", "wire"} == set(Job.model_fields)
     assert set(APART) | {"reuse"} == NOT_ASKED
 
 
@@ -69,6 +69,14 @@ def test_tenants_share_neither_answers_nor_prefixes(fields: dict[str, Any]) -> N
     assert question(mine) != question(theirs)
     if stable_part(mine) is not None:
         assert stable_part(mine) != stable_part(theirs)
+
+
+def test_a_request_of_a_dialect_is_asked_whole_but_for_how_it_is_delivered() -> None:
+    def job(**body: Any) -> Job:
+        return Job(intent="direct", wire={"dialect": "chat", "body": {"model": "m", **body}, "text_bytes": 1})
+
+    assert question(job(n=1)) == question(job(n=1, stream=True, stream_options={"include_usage": True}))
+    assert question(job(n=1)) != question(job(n=2))
 
 
 def test_the_order_of_turns_labels_and_schema_keys_is_part_of_the_question() -> None:
