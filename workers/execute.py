@@ -22,6 +22,7 @@ from typing import Any, assert_never
 
 from sqlalchemy.engine import RowMapping
 
+from policies.dialects.carry import said
 from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
 from policies.goodenough import Asked, Given, judge
@@ -322,8 +323,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
         else:
             attempt.answer = await provider.call(attempt.call)
     except ProviderError as exc:
-        texts = (attempt.job.prompt, attempt.job.system or "", *(turn.content for turn in attempt.job.messages))
-        exc.args = (hide(str(exc), texts, runtime.keys), *exc.args[1:])
+        exc.args = (hide(str(exc), _texts(attempt.job), runtime.keys), *exc.args[1:])
         attempt.failure = exc
         if isinstance(exc, Throttled):
             lane = runtime.lane(attempt.lane)
@@ -331,6 +331,12 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     except UnicodeEncodeError as exc:  # a lone surrogate that came in through a tool or template; no wire can carry it
         attempt.failure = Rejected(f"the request is not valid Unicode: {exc.reason}", code="bad_request")
     crash_point("after_call")
+
+
+def _texts(job: Job) -> list[str]:
+    """What was asked, in pieces."""
+    wire = () if job.wire is None else said(job.wire.body)
+    return [job.prompt, job.system or "", *(turn.content for turn in job.messages), *wire]
 
 
 async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:

@@ -302,6 +302,20 @@ def _has_attachment(body: Mapping[str, Any]) -> bool:
     return False
 
 
+def said(body: Mapping[str, Any]) -> list[str]:
+    """The texts of a request: what no log and no error may quote."""
+    texts, stack = [], [body.get(name) for name in ("messages", "input", "system", "instructions")]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            texts.append(node)
+        elif isinstance(node, dict):
+            stack.extend(child for name, child in node.items() if name not in ("type", "role", "id"))
+        elif isinstance(node, list):
+            stack.extend(node)
+    return texts
+
+
 def _size(body: Mapping[str, Any]) -> int:
     """Bytes of text in a request; base64 counts as an attachment. Raises Unsupported for lone surrogates and depth."""
     total, stack = 0, [(body, 1)]

@@ -23,7 +23,7 @@ from policies.dialects.neutral import Dialect
 from producers.gateway.errors import Kind, Refusal, error_body, id_headers
 from producers.gateway.mailroom import Box, Mailroom
 from waybill.client import AsyncClient, fresh_job_id
-from waybill.contract import Job, JobState
+from waybill.contract import FINAL_STATES, Job, JobState
 from waybill.errors import WaybillError
 from waybill.mail import Letter
 
@@ -79,6 +79,8 @@ class Carriage:
             self._mailroom.drop(box)
             self.job_id, self._is_own = ids[0], False
             self._box = self._mailroom.open(self.job_id)
+            if (await self._client.states(ids)).get(self.job_id) in FINAL_STATES:
+                self._box.say_final()
 
     def close(self) -> None:
         """Nobody waits any more."""

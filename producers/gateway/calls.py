@@ -11,8 +11,7 @@ from starlette.routing import Route
 from policies.dialects.neutral import Dialect
 from policies.pricing import estimate_tokens
 from producers.gateway.answer import Carriage, respond
-from producers.gateway.errors import Kind, Refusal
-from producers.gateway.principal import authenticate
+from producers.gateway.principal import authorize
 from producers.gateway.request import make_job, read_body
 
 _DEFAULT_BYTES_PER_TOKEN = 2.5
@@ -20,9 +19,7 @@ _DEFAULT_BYTES_PER_TOKEN = 2.5
 
 def _endpoint(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        who = await authenticate(request)
-        if "call" not in who.scopes:
-            raise Refusal(Kind.PERMISSION, "this key may not call models; it lacks the scope `call`")
+        who = await authorize(request, "call")
         gateway = request.app.state.gateway
         body = await read_body(request)
         job, _, _ = make_job(request, dialect, body, who, gateway.policy, gateway.off)
@@ -34,7 +31,7 @@ def _endpoint(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
 
 async def count_tokens(request: Request) -> Response:
     """An estimate (bytes by the model's usual bytes per token): counting exactly would be a call to the provider."""
-    who = await authenticate(request)
+    who = await authorize(request, "call")
     gateway = request.app.state.gateway
     body = {"max_tokens": 1, **await read_body(request)}
     job, _, asked = make_job(request, "messages", body, who, gateway.policy, gateway.off)
