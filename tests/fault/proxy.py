@@ -40,6 +40,10 @@ class Proxy:
         for direction in directions or ("up", "down"):
             self._loop.call_soon_threadsafe(self._flows[direction].clear)
 
+    def point_at(self, host: str, port: int) -> None:
+        """New connections go there: what a service address does after a failover. `cut` ends the old ones."""
+        self._target = (host, port)
+
     def heal(self) -> None:
         """Let everything through again, what was held back first."""
         for flow in self._flows.values():
