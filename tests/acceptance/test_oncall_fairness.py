@@ -19,7 +19,7 @@ def timed(client: Client, job: Job) -> float:
     return time.monotonic() - began
 
 
-def test_a_single_job_overtakes_a_large_run_of_another_tenant(
+def test_r29_a_single_job_overtakes_a_large_run_of_another_tenant(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     with (
