@@ -206,3 +206,60 @@ select intent, avg(score) as mean, count(*) as grades from grades
 where at > now() - interval '1 day' group by 1
 """
 """Index grades_intent."""
+
+# --- the dashboard ----------------------------------------------------------------------------------------------------
+
+RUNS: Final = """
+with latest as (
+    select id, name, state, created_at from runs order by created_at desc, id desc limit %(limit)s
+)
+select l.id::text, l.name, l.state, l.created_at, j.*, a.usd, a.flagship_usd from latest l
+left join lateral (
+    select count(*) as jobs, count(*) filter (where state = 'succeeded') as succeeded,
+           count(*) filter (where state in ('failed', 'dead')) as failed,
+           count(*) filter (where state = 'cancelled') as cancelled,
+           count(*) filter (where state = 'running') as running
+    from jobs where run_id = l.id
+) j on true
+left join lateral (
+    select coalesce(sum(cost_usd), 0) as usd, coalesce(sum(flagship_usd), 0) as flagship_usd
+    from attempts join jobs on jobs.id = attempts.job_id where jobs.run_id = l.id
+) a on true
+order by l.created_at desc
+"""
+"""The newest runs with how far they are. Index jobs_run_seq: reads every job of these runs, so ask seldom."""
+
+DETOURS: Final = """
+with recent as (
+    select job_id, outcome, attempt, detail from decisions
+    where id > (select coalesce(max(id), 0) from decisions) - 20000 and at > now() - interval '1 hour'
+      and outcome in ('route', 'fallback')
+), skipped as (
+    select job_id, passed.key as model from recent, jsonb_each_text(detail -> 'passed_over') as passed
+    where outcome = 'route'
+    union
+    select r.job_id, f.model from recent r join attempts f on f.job_id = r.job_id and f.number = r.attempt
+    where r.outcome = 'fallback'
+)
+select s.model as from_model, a.model as to_model, a.service, count(*) as jobs, coalesce(sum(a.cost_usd), 0) as usd,
+       avg(a.input_tokens)::int as input_tokens, avg(a.output_tokens)::int as output_tokens
+from skipped s join jobs j on j.id = s.job_id
+join attempts a on a.job_id = s.job_id and a.state = 'succeeded' and a.model <> s.model
+-- Passed over because of an outage, a drain or a failure: the model is in the route all the same. Others never were.
+where exists (select from jsonb_array_elements(j.route) as c where c ->> 'model' = s.model)
+group by 1, 2, 3 order by 4 desc
+"""
+"""Jobs of the last hour that another model answered because theirs was out, among the latest 20,000 decisions."""
+
+WAITING_FOR: Final = """
+select j.route -> j.route_index::int ->> 'model' as model, j.error_code as cause, count(*) as jobs
+from jobs j where j.state = 'parked' group by 1, 2 order by 3 desc
+"""
+"""What parked jobs wait for. Index jobs_parked."""
+
+ESCALATED: Final = """
+select j.intent, count(*) filter (where a.state = 'weak')::float8 / count(*) as ratio
+from attempts a join jobs j on j.id = a.job_id
+where a.started_at > now() - %(window_s)s * interval '1 second' and a.state in ('succeeded', 'weak') group by 1
+"""
+"""Index attempts_begun."""
