@@ -23,7 +23,11 @@ from producers.gateway.principal import Principal, authenticate
 from waybill.ledger.story import read_story, tell
 
 FOLDER: Final = Path(__file__).parent / "static"
-FILES: Final = {"": ("index.html", "text/html"), "/app.css": ("app.css", "text/css"), "/app.js": ("app.js", "text/javascript")}
+FILES: Final = {
+    "": ("index.html", "text/html"),
+    "/app.css": ("app.css", "text/css"),
+    "/app.js": ("app.js", "text/javascript"),
+}
 LIVE_EVERY_S: Final = 2.0
 HEADERS: Final = {
     "content-security-policy": (
@@ -52,7 +56,7 @@ async def _watch(request: Request) -> Watch:
     state = request.app.state
     if not hasattr(state, "dashboard"):
         gateway = state.gateway
-        state.dashboard = Watch(gateway.client._ledger, gateway.client._redis, gateway.policy)
+        state.dashboard = Watch(gateway.client.ledger, gateway.client._redis, gateway.policy)
     watch: Watch = state.dashboard
     return watch
 
@@ -72,16 +76,14 @@ async def live(request: Request) -> Response:
             yield f"event: state\ndata: {_json(await watch.look())}\n\n"
             await asyncio.sleep(LIVE_EVERY_S)
 
-    return StreamingResponse(
-        events(), media_type="text/event-stream", headers={**PRIVATE, "x-accel-buffering": "no"}
-    )
+    return StreamingResponse(events(), media_type="text/event-stream", headers={**PRIVATE, "x-accel-buffering": "no"})
 
 
 async def job(request: Request) -> Response:
     """A job's story, for its tenant's keys with the scope `jobs` and for `admin`."""
     principal = await authenticate(request)
     try:
-        story = await read_story(request.app.state.gateway.client._ledger, request.path_params["job"])
+        story = await read_story(request.app.state.gateway.client.ledger, request.path_params["job"])
     except LookupError as exc:
         raise Refusal(Kind.NOT_FOUND, str(exc.args[0])) from None
     if not _may_see(principal, story["job"]["tenant"]):
@@ -104,7 +106,9 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, Decimal) else value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return (
+        float(value) if isinstance(value, Decimal) else value.isoformat() if hasattr(value, "isoformat") else str(value)
+    )
 
 
 routes = [

@@ -66,7 +66,9 @@ class Watch:
         for lane in found["lanes"]:
             breaker = hints.health.get(lane["lane"], {})
             since = breaker.get("out_since") or breaker.get("since") or 0
-            lane["out_s"] = max(0.0, hints.now - since) if lane["state"] not in ("closed", "drained") and since else None
+            lane["out_s"] = (
+                max(0.0, hints.now - since) if lane["state"] not in ("closed", "drained") and since else None
+            )
         escalated = {row["intent"]: row["ratio"] for row in await self._ask(oncall.ESCALATED, {"window_s": WINDOW_S})}
         for intent in found["intents"]:
             intent["escalated"] = escalated.get(intent["intent"])
@@ -131,7 +133,9 @@ class Watch:
         for name, state in now.items():
             before = self._before.get(name, "there" if name in ("Redis", "ledger") else "closed")
             if before != state:
-                self._notes.appendleft({"at": _now(), "what": name, "before": before, "state": state, "reason": reasons.get(name, "")})
+                self._notes.appendleft(
+                    {"at": _now(), "what": name, "before": before, "state": state, "reason": reasons.get(name, "")}
+                )
         self._before = now
 
 

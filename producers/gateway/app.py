@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
+from producers.dashboard import page
 from producers.gateway import admin, calls, jobs, models, webhooks
 from producers.gateway.address import networks
 from producers.gateway.errors import Family, Kind, Refusal, response
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("waybill.gateway")
 
-ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, calls, admin, jobs, webhooks)
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, calls, admin, jobs, webhooks, page)
 # Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
 _BARE: Final = re.compile(
     r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"

@@ -234,19 +234,22 @@ with recent as (
     select job_id, outcome, attempt, detail from decisions
     where id > (select coalesce(max(id), 0) from decisions) - 20000 and at > now() - interval '1 hour'
       and outcome in ('route', 'fallback')
-), skipped as (
+), passed_over as (
     select job_id, passed.key as model from recent, jsonb_each_text(detail -> 'passed_over') as passed
     where outcome = 'route'
     union
     select r.job_id, f.model from recent r join attempts f on f.job_id = r.job_id and f.number = r.attempt
     where r.outcome = 'fallback'
+), skipped as (
+    -- Passed over because of an outage, a drain or a failure: the model is in the route all the same; others never were.
+    -- Models that are out stand behind the others, in the chain's order: the first one is where the job belonged.
+    select distinct on (p.job_id) p.job_id, p.model from passed_over p join jobs j on j.id = p.job_id,
+        jsonb_array_elements(j.route) with ordinality as c(candidate, place)
+    where c.candidate ->> 'model' = p.model order by p.job_id, c.place
 )
 select s.model as from_model, a.model as to_model, a.service, count(*) as jobs, coalesce(sum(a.cost_usd), 0) as usd,
        avg(a.input_tokens)::int as input_tokens, avg(a.output_tokens)::int as output_tokens
-from skipped s join jobs j on j.id = s.job_id
-join attempts a on a.job_id = s.job_id and a.state = 'succeeded' and a.model <> s.model
--- Passed over because of an outage, a drain or a failure: the model is in the route all the same. Others never were.
-where exists (select from jsonb_array_elements(j.route) as c where c ->> 'model' = s.model)
+from skipped s join attempts a on a.job_id = s.job_id and a.state = 'succeeded' and a.model <> s.model
 group by 1, 2, 3 order by 4 desc
 """
 """Jobs of the last hour that another model answered because theirs was out, among the latest 20,000 decisions."""

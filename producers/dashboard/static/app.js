@@ -12,7 +12,7 @@ const el = (tag, props = {}, ...children) => {
 };
 const fill = (id, ...children) => $(id).replaceChildren(...children);
 const n = (v) => (v === null || v === undefined ? "-" : Number(v).toLocaleString("en"));
-const usd = (v) => (v === null || v === undefined ? "-" : "$" + (v >= 100 ? v.toFixed(0) : v >= 1 ? v.toFixed(2) : v === 0 ? "0" : v.toPrecision(2)));
+const usd = (v) => { if (v === null || v === undefined) return "-"; const a = Math.abs(v); return (v < 0 ? "-$" : "$") + (a >= 100 ? a.toFixed(0) : a >= 0.01 ? a.toFixed(2) : a < 1e-9 ? "0" : a.toFixed(2 - Math.ceil(Math.log10(a)) + 1).replace(/0+$/, "")); };
 const pct = (v) => (v === null || v === undefined ? "-" : Math.round(v * 100) + " %");
 const secs = (v) => (v === null || v === undefined ? "-" : v < 10 ? v.toFixed(1) + " s" : v < 120 ? Math.round(v) + " s" : v < 7200 ? Math.round(v / 60) + " min" : (v / 3600).toFixed(1) + " h");
 const clock = (iso) => new Date(iso).toLocaleTimeString("en-GB");
@@ -71,9 +71,11 @@ function show(s) {
       n(l.in_flight), n(l.answered), loud(n(l.throttled), l.throttled > 0), loud(n(l.failed), l.failed > 0), secs(l.median_s)],
     why: l.state === "closed" ? "" : l.reason })), "No call was made yet."));
   const lost = s.waiting_for.filter((w) => w.jobs);
-  fill("detours", table(["instead of", "went to", "jobs", "cost", "would have cost", "extra"], s.detours.map((d) => ({
+  fill("detours", table(["instead of", "went to", "jobs", "cost", "on its own lane", "extra"], s.detours.map((d) => ({
     cells: [d.from, el("td", { className: "text" }, d.to), n(d.jobs), usd(d.usd), usd(d.instead_of_usd), d.instead_of_usd === null ? "-" : loud(usd(d.usd - d.instead_of_usd), d.usd > d.instead_of_usd)] })),
     "Every job went where its policy sends it."), ...lost.map((w) => el("p", {}, `${n(w.jobs)} jobs are parked for ${w.model} (${(w.cause || "until their time").replaceAll("_", " ")})`)));
+  const known = s.detours.filter((d) => d.instead_of_usd !== null), extra = sum(known, "usd") - sum(known, "instead_of_usd");
+  $("extra").textContent = s.detours.length ? `${n(sum(s.detours, "jobs"))} jobs, ${extra < 0 ? "saved" : "extra"} ${usd(Math.abs(extra))}` : "";
   fill("intents", table(["intent", "queued", "on the way", "parked", "running", "oldest", "done", "failed", "p95", "USD/h", "escalated", "grade"], s.intents.map((i) => ({
     cells: [i.intent, n(i.queued), n(i.routed), n(i.parked), n(i.running), secs(i.oldest_s), n(i.succeeded), loud(n(i.failed), i.failed > 0), secs(i.p95_s), usd(i.usd_per_hour), pct(i.escalated), s.grades[i.intent] ? pct(s.grades[i.intent].mean) : "-"] })), "No job was submitted yet."));
   fill("changes", ...(s.route_changes.length ? s.route_changes.map((c) => el("li", {}, el("time", { dateTime: c.at }, clock(c.at)), jobLink(c.job_id), ` ${c.outcome}: ${c.reason}`)) : [el("li", { className: "empty" }, "none")]));
@@ -88,9 +90,10 @@ function show(s) {
 }
 
 function draw(s) {
-  const rows = s[span], svg = $("money"), W = 1000, H = 240, L = 52, B = 20;
+  const rows = s[span], svg = $("money");
+  const W = Math.max(300, svg.clientWidth), H = 240, L = 52, B = 34;
   const mk = (tag, attrs, text) => { const e = document.createElementNS("http://www.w3.org/2000/svg", tag); for (const [k, v] of Object.entries(attrs)) e.setAttribute(k, v); if (text !== undefined) e.textContent = text; return e; };
-  svg.setAttribute("viewBox", `0 0 ${W} ${H}`); svg.setAttribute("preserveAspectRatio", "none"); svg.replaceChildren();
+  svg.setAttribute("viewBox", `0 0 ${W} ${H}`); svg.replaceChildren();
   const step = span === "minutes" ? 60e3 : 3600e3, count = span === "minutes" ? 60 : 48;
   const end = Math.floor(new Date(s.at).getTime() / step) * step, start = end - (count - 1) * step;
   const top = Math.max(1e-9, ...rows.map((r) => Math.max(r.usd, r.flagship_usd))), most = Math.max(1, ...rows.map((r) => r.failed));
@@ -101,7 +104,7 @@ function draw(s) {
   for (let t = start; t <= end; t += step) {
     const r = by.get(t) || { usd: 0, flagship_usd: 0, failed: 0, answered: 0, weak: 0 };
     svg.append(mk("rect", { class: "spent", x: x(t) + 1, y: y(r.usd), width: Math.max(1, w - 2), height: H - B - y(r.usd) }));
-    if (r.failed) svg.append(mk("rect", { class: "fail", x: x(t) + 1, y: H - B, width: Math.max(1, w - 2), height: 3 + (r.failed / most) * 9 }));
+    if (r.failed) svg.append(mk("rect", { class: "fail", x: x(t) + 1, y: H - B + 2, width: Math.max(1, w - 2), height: 3 + (r.failed / most) * 9 }));
     flag += `${flag ? "L" : "M"}${x(t)} ${y(r.flagship_usd)}L${x(t) + w} ${y(r.flagship_usd)}`;
     if (r.answered + r.weak) good += `${good ? "L" : "M"}${x(t) + w / 2} ${10 + (1 - r.answered / (r.answered + r.weak)) * (H - B - 10)}`;
   }
@@ -157,5 +160,6 @@ const turn = () => theme({ auto: "light", light: "dark", dark: "auto" }[localSto
 $("theme").addEventListener("click", turn);
 document.querySelectorAll("[data-span]").forEach((b) => b.addEventListener("click", () => { span = b.dataset.span; document.querySelectorAll("[data-span]").forEach((o) => o.setAttribute("aria-pressed", String(o === b))); if (last) draw(last); }));
 document.addEventListener("keydown", (e) => { if (e.target instanceof HTMLInputElement || e.ctrlKey || e.metaKey || e.altKey) return; if (e.key === "/") { e.preventDefault(); $("job").focus(); } else if (e.key === "t") turn(); });
+addEventListener("resize", () => { if (last) draw(last); });
 theme(localStorage.getItem("waybill-theme") || "auto");
 listen();

@@ -1,0 +1,32 @@
+"""One real Chromium for the session. Missing it skips at home; with CI=true it fails, because .ci/run installs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Error, sync_playwright
+
+CHROMIUM = Path(os.environ.get("WAYBILL_CHROMIUM", "/usr/bin/chromium"))
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, headless."""
+    if not CHROMIUM.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{CHROMIUM} is missing; .ci/run installs it")
+        pytest.skip(f"no Chromium at {CHROMIUM}; apt-get install chromium, or set WAYBILL_CHROMIUM")
+    with sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        except Error as exc:
+            pytest.fail(f"Chromium does not start: {exc}")
+        yield started
+        started.close()
