@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from waybill.contract import Candidate
 from waybill.errors import Broken, ProviderError, Rejected, Throttled, Unavailable
@@ -14,12 +15,22 @@ _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 20.0
 
 
+FITS: Final = "the answer is complete and fits what was asked"
+
+
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The answer becomes the result. `data` is the parsed object or label, None for free text."""
+    """The answer becomes the result.
+
+    Attributes:
+        data: The parsed object or label, None for free text.
+        reason: Why.
+        text: What the result says instead of the answer's own text (a calibrated label); None = that text.
+    """
 
     data: object
-    reason: str = "the answer is complete and fits what was asked"
+    reason: str = FITS
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +51,11 @@ class Reroute:
 
 @dataclass(frozen=True, slots=True)
 class Escalate:
-    """A stronger model after a weak answer: the index of the candidate in the route."""
+    """A stronger model after a weak answer: the index of the candidate in the route, and what is kept of the answer."""
 
     index: int
     reason: str
+    detail: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

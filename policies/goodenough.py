@@ -1,22 +1,41 @@
-"""Answer -> accept it, escalate to the next model, or give up. Only checks that cost nothing and trust no self-report."""
+"""Answer -> accept it, escalate to the next model, or give up. Checks are shaped by the task and trust no self-report.
+
+- Every answer: whole, not refused (by stop reason or in words), not empty.
+- Schema: parses and fits. Where the plan says `grounded` (extraction): every value stands in the source (grounding.py), and no
+  field is filled with a placeholder.
+- Labels: one of them; a local model's only through its gate (localgate.py).
+- Where the plan says `compare`: the first answer that two models give alike, else the last model's.
+
+A *hard* problem makes an answer useless: it never becomes a result. A *soft* one (not in the source, a placeholder) is a reason to
+ask the next model; of the last one it is accepted with the reason told, since the document may simply say so.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 
-from policies.fallback import Accept, Decision, Escalate, GiveUp, History
+from policies.evaluate.answers import normalise
+from policies.fallback import FITS, Accept, Decision, Escalate, GiveUp, History
+from policies.grounding import Source, placeholder, ungrounded
+from policies.localgate import AUDIT_SHARE, SHUT, Gate
 
-LOCAL_CONFIDENCE = 0.9
-"""A local label is kept when its share of the labels' probability is at least this. Not calibrated: see docs/routing.md."""
+_REFUSAL = re.compile(
+    r"\W*(?:i['’]?m (?:sorry|afraid)|i am (?:sorry|afraid|unable)|sorry|unfortunately|i apologi[sz]e|as an ai)\b.{0,120}"
+    r"\b(?:can(?:no|['’])t|can not|unable|not able|won['’]t|will not|don['’]t have|do not have)\b"
+    r"|\W*i (?:can(?:no|['’])t|can not|won['’]t|am unable to|am not able to) (?:help|assist|do|comply|provide|answer|fulfil)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LONGEST_REFUSAL = 600
+"""A longer text that begins with an apology does say something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +46,15 @@ class Asked:
         json_schema, labels: As the job says.
         as_is: A client that speaks a provider's dialect: it gets a cut or refused answer as the provider would have
             given it. Another model is asked only where the job has one left.
+        source: The text that every value must stand in; None = values are not looked up.
+        compare: Two models must give the same answer.
     """
 
     json_schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
     as_is: bool = False
+    source: str | None = None
+    compare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +66,32 @@ class Given:
         stop: `complete`, `truncated`, `refused` or `tool_use`.
         confidence: Log-probability of a local answer, None where there is none.
         is_local: Whether a local model gave it.
+        label_logprobs: Of each label, from a local model.
+        earlier: What earlier answers to this job came to (`fingerprint`), for comparison.
     """
 
     text: str
     stop: str
     confidence: float | None = None
     is_local: bool = False
+    label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCheck:
+    """What decides about a local label.
+
+    Attributes:
+        gate: Of this intent, prompt version and model file.
+        prompt: The prompt version, and `model` the file's hash: kept with the answer for calibration.
+        draw: Uniformly random, 0 <= draw < 1: which of the kept answers are audited.
+    """
+
+    gate: Gate = SHUT
+    prompt: str = ""
+    model: str = ""
+    draw: float = 1.0
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -69,8 +112,11 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             stack.extend(node)
 
 
-def judge(asked: Asked, given: Given, history: History) -> Decision:
+def judge(asked: Asked, given: Given, history: History, local: LocalCheck | None = None) -> Decision:
     """Decide whether an answer becomes the result.
+
+    Args:
+        local: For labels of a local model.
 
     Returns:
         Accept with the parsed data; Escalate while a candidate and budget are left; else GiveUp with what is wrong.
@@ -80,21 +126,84 @@ def judge(asked: Asked, given: Given, history: History) -> Decision:
     except (re.error, Unresolvable) as exc:  # another model's answer could not be checked either
         return GiveUp("bad_schema", f"json_schema cannot be checked, so the answer was not used: {exc}")
     if problem is None:
-        return Accept(data)
-    if asked.as_is and (history.streamed or not history.has_next or history.used >= history.max_attempts):
+        return _judge_whole(asked, given, history, data, local)
+    if asked.as_is and not _may_escalate(history):
         return Accept(data, f"as the model gave it: {problem}")
     if history.streamed:
         return GiveUp("weak_answer", f"{history.lane}: {problem}; a part was already streamed")
-    if history.has_next and history.used < history.max_attempts:
-        following = history.route[history.index + 1]
-        return Escalate(history.index + 1, f"{history.lane}: {problem} -> {following.model}")
-    if given.is_local and problem.startswith("unsure"):
-        return Accept(data, f"{problem}, and no other model may be asked")
+    if _may_escalate(history):
+        return _escalate(history, problem)
     return GiveUp("weak_answer", f"{history.lane}: {problem}")
 
 
+def fingerprint(text: str) -> str:
+    """What an answer says, in a form that equal answers share; no answer can be read from it."""
+    return hashlib.sha256((normalise(text) or "").encode()).hexdigest()[:16]
+
+
+def _judge_whole(asked: Asked, given: Given, history: History, data: object, local: LocalCheck | None) -> Decision:
+    if given.is_local and asked.labels:
+        return _judge_local(given, history, str(data), local or LocalCheck())
+    problem = _soft_problem(asked, data)
+    if problem is not None:
+        if _may_escalate(history):
+            return _escalate(history, problem)
+        return Accept(data, f"{problem}, and no other model may be asked")
+    if asked.compare:
+        return _compare(given, history, data)
+    return Accept(data)
+
+
+def _may_escalate(history: History) -> bool:
+    return not history.streamed and history.has_next and history.used < history.max_attempts
+
+
+def _escalate(history: History, problem: str, detail: Mapping[str, Any] | None = None) -> Escalate:
+    following = history.route[history.index + 1]
+    return Escalate(history.index + 1, f"{history.lane}: {problem} -> {following.model}", detail)
+
+
+def _soft_problem(asked: Asked, data: object) -> str | None:
+    if asked.source is None or asked.json_schema is None:
+        return None
+    place = placeholder(data, asked.json_schema)
+    if place is not None:
+        return f"{place} is only a placeholder"
+    found = ungrounded(data, asked.json_schema, Source(asked.source))
+    return None if found is None else f"{found[0]} is not in the source: {_shorten(str(found[1]))}"
+
+
+def _compare(given: Given, history: History, data: object) -> Decision:
+    """Agreement of two models on the normal form of the answer; without it the last model of the chain decides."""
+    said = fingerprint(given.text)
+    if said in given.earlier:
+        return Accept(data, "two models give the same answer")
+    if _may_escalate(history):
+        why = "no other model has said the same" if given.earlier else "a second model is to say the same"
+        return _escalate(history, why, {"said": said})
+    return Accept(data, "the models differ: the last of the chain decides" if given.earlier else FITS)
+
+
+def _judge_local(given: Given, history: History, label: str, local: LocalCheck) -> Decision:
+    gate = local.gate
+    logprobs = given.label_logprobs or {label: 0.0}
+    label, share = gate.read(logprobs)
+    if not _may_escalate(history):
+        return Accept(label, f"p = {share:.2f} ({gate.describe()}), and no other model may be asked", label)
+    record = {"logprobs": {name: round(value, 4) for name, value in logprobs.items()}, "label": label}
+    detail = {"local": record | {"prompt": local.prompt, "model": local.model, "weight": 1.0}}
+    if gate.threshold is None:
+        return _escalate(history, f"in shadow ({gate.describe()})", detail)
+    if share < gate.threshold:
+        return _escalate(history, f"unsure of {label!r} (p = {share:.2f}, kept from {gate.threshold:.2f})", detail)
+    if local.draw < AUDIT_SHARE:
+        detail["local"]["weight"] = 1 / AUDIT_SHARE
+        return _escalate(history, f"{label!r} is audited", detail)
+    return Accept(label, f"p = {share:.2f}: such answers are {gate.describe()}", label)
+
+
 def _problem(asked: Asked, given: Given) -> tuple[str | None, object]:
-    """What is wrong with the answer (None = nothing) and its parsed data."""
+    """What makes the answer useless (None = nothing) and its parsed data."""
     if given.stop == "refused":
         return "refused to answer", None
     if asked.as_is and given.stop in ("truncated", "tool_use"):
@@ -107,6 +216,8 @@ def _problem(asked: Asked, given: Given) -> tuple[str | None, object]:
         return _schema_problem(asked.json_schema, given.text)
     if not given.text.strip():
         return "the answer is empty", None
+    if len(given.text) <= _LONGEST_REFUSAL and _REFUSAL.match(given.text):
+        return f"refuses in words: {_shorten(given.text)}", None
     return None, None
 
 
@@ -115,8 +226,6 @@ def _label_problem(labels: tuple[str, ...], given: Given) -> tuple[str | None, o
     label = next((candidate for candidate in labels if candidate.casefold() == answer), None)
     if label is None:
         return f"{_shorten(given.text)} is none of the labels", None
-    if given.is_local and given.confidence is not None and math.exp(given.confidence) < LOCAL_CONFIDENCE:
-        return f"unsure of {label!r} (p = {math.exp(given.confidence):.2f})", label
     return None, label
 
 

@@ -30,6 +30,8 @@ class Plan:
         max_output_tokens: Default upper bound of an answer, thinking included.
         effort: Reasoning effort asked for where the model takes it; None = the model's own default.
         quality: Share of the flagship's quality to keep; None = as the policy says for all.
+        grounded: Every value of an answer must stand in the text (extraction).
+        compare: An answer counts once two models of the chain have given it alike; else the last one's does.
     """
 
     intent: str
@@ -38,6 +40,8 @@ class Plan:
     max_output_tokens: int = 2048
     effort: str | None = None
     quality: float | None = None
+    grounded: bool = False
+    compare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,12 @@ class _Reader:
             raise self.fail(f"{prefix}{key}", f"must be a whole number from {low} to {high}, not {value!r}")
         return value
 
+    def boolean(self, table: Mapping[str, Any], prefix: str, key: str) -> bool:
+        value = table.get(key, False)
+        if not isinstance(value, bool):
+            raise self.fail(f"{prefix}{key}", f"must be true or false, not {value!r}")
+        return value
+
     def share(self, table: Mapping[str, Any], prefix: str, key: str) -> float | None:
         value = table.get(key)
         if value is None:
@@ -142,7 +152,7 @@ class _Reader:
 
 
 _TOP = ("version", "flagship", "quality", "explore", "max_attempts", "intents", "models", "prices", "limits", "reuse")
-_PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality")
+_PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality", "grounded", "compare")
 _MODEL = (
     "provider",
     "context_tokens",
@@ -253,6 +263,8 @@ def _plan(read: _Reader, intent: str, table: Mapping[str, Any], models: Mapping[
         max_output_tokens=read.integer(table, prefix, "max_output_tokens", 2048, 1, 128_000),
         effort=effort,
         quality=read.share(table, prefix, "quality"),
+        grounded=read.boolean(table, prefix, "grounded"),
+        compare=read.boolean(table, prefix, "compare"),
     )
 
 

@@ -158,7 +158,7 @@ class Feeder:
                 f"the prompt has {size:,} bytes, the limit is {work.max_prompt_bytes:,} (WAYBILL_MAX_PAYLOAD_BYTES);"
                 " split the document"
             )
-        metadata = {"row": row.place[:_METADATA_CHARS]}
+        metadata = {"row": row.place[:_METADATA_CHARS], "prompt_version": work.template.version}
         row_id = None
         if work.id_column is not None:
             row_id = as_text(row.fields.get(work.id_column))

@@ -7,6 +7,7 @@ of its own.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -35,6 +36,11 @@ class Template:
 
     parts: tuple[tuple[str, str | None], ...]
     fields: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """A short name of the template's wording: what was learned of one wording does not hold for another."""
+        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()[:12]
 
     def render(self, row: Mapping[str, Any], *, filled: tuple[str, ...] | None = None) -> str:
         """The prompt of one row.

@@ -25,7 +25,7 @@ from sqlalchemy.engine import RowMapping
 from policies.dialects.carry import said
 from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
-from policies.goodenough import Asked, Given, judge
+from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.policyfile import Plan
 from policies.pricing import PRICE_VERSION
 from policies.routing import Request, output_limit
@@ -75,6 +75,7 @@ class Attempt:
         has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
         account: Which of the provider's accounts it is reserved in.
+        said: Fingerprints of earlier answers, where answers are compared.
         answer, failure: What came back: one of them after `call`.
         decision: Set by the first step that knows how it ends; later steps then do nothing.
     """
@@ -97,6 +98,7 @@ class Attempt:
     call: Call | None = None
     grant: Grant | None = None
     account: str = ""
+    said: tuple[str, ...] = ()
     answer: Answer | None = None
     failure: ProviderError | None = None
     decision: Decision | None = None
@@ -118,6 +120,11 @@ class Attempt:
     def lane(self) -> str:
         """Its name."""
         return lane_name(self.candidate.provider, self.candidate.model, self.candidate.service)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the answer is a local label: whether it counts is known only once its gate was asked."""
+        return self.candidate.provider == "local" and bool(self.job.labels)
 
     @property
     def usage_of_answer(self) -> Usage | None:
@@ -206,6 +213,7 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
         has_budget=row["has_budget"],
         reply_to=row["reply_to"],
         why=_why(row, route),
+        said=tuple(row["said"] or ()),
     )
 
 
@@ -251,7 +259,7 @@ async def _steps(runtime: Runtime, attempt: Attempt) -> str:
     give_back(runtime, attempt)
     price(runtime, attempt)
     try:
-        assess(attempt)
+        assess(runtime, attempt)
     except Exception as exc:  # a bug in a policy: the call is paid, so its cost is stored before anything else
         log.exception("job %s: the answer cannot be judged", attempt.job_id)
         attempt.decision = GiveUp("internal_error", f"a bug stopped the judging of the answer: {type(exc).__name__}")
@@ -318,7 +326,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     attempt.called, attempt.called_at = True, time.monotonic()
     crash_point("before_call")
     try:
-        if attempt.job.stream:
+        if attempt.job.stream and not attempt.is_gated:
             attempt.answer = await _stream(runtime, attempt, attempt.call)
         else:
             attempt.answer = await provider.call(attempt.call)
@@ -399,7 +407,7 @@ def price(runtime: Runtime, attempt: Attempt) -> None:
     )
 
 
-def assess(attempt: Attempt) -> None:
+def assess(runtime: Runtime, attempt: Attempt) -> None:
     """Ask the policies what follows: from the answer, or from the failure."""
     if attempt.decision is not None:
         return
@@ -410,16 +418,42 @@ def assess(attempt: Attempt) -> None:
     if attempt.failure is not None:
         attempt.decision = decide(attempt.failure, history, jitter=random.random())
     elif attempt.answer is not None:
-        attempt.decision = judge(
-            Asked(attempt.job.json_schema, attempt.job.labels, as_is=attempt.job.wire is not None),
-            Given(
-                attempt.answer.text,
-                attempt.answer.stop.value,
-                attempt.answer.confidence,
-                is_local=attempt.candidate.provider == "local",
-            ),
-            history,
-        )
+        attempt.decision = judge(_asked(runtime, attempt), _given(attempt), history, _local_check(runtime, attempt))
+
+
+def _asked(runtime: Runtime, attempt: Attempt) -> Asked:
+    job, plan = attempt.job, runtime.policy.plans.get(attempt.intent)
+    source = None
+    if plan is not None and plan.grounded:
+        texts = said(job.wire.body) if job.wire is not None else [message.content for message in job.messages]
+        source = "\n".join([job.context or "", job.prompt, *texts])
+    return Asked(
+        job.json_schema,
+        job.labels,
+        as_is=job.wire is not None,
+        source=source,
+        compare=plan is not None and plan.compare,
+    )
+
+
+def _given(attempt: Attempt) -> Given:
+    assert attempt.answer is not None
+    return Given(
+        attempt.answer.text,
+        attempt.answer.stop.value,
+        attempt.answer.confidence,
+        is_local=attempt.candidate.provider == "local",
+        label_logprobs=attempt.answer.label_logprobs,
+        earlier=attempt.said,
+    )
+
+
+def _local_check(runtime: Runtime, attempt: Attempt) -> LocalCheck | None:
+    if not attempt.is_gated:
+        return None
+    provider = runtime.providers["local"]
+    # A server behind a URL does not tell which file it has loaded: its model's name stands in.
+    return runtime.gates.check(attempt.intent, attempt.job, getattr(provider, "sha256", attempt.candidate.model))
 
 
 def _fields(history: History) -> dict[str, Any]:
@@ -538,7 +572,8 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
         case Accept():
             assert attempt.answer is not None
             state, outcome, attempt_state = JobState.SUCCEEDED, "accept", AttemptState.SUCCEEDED
-            body = json.dumps({"text": attempt.answer.text, "data": decision.data} | _wire_of(attempt.answer))
+            text = attempt.answer.text if decision.text is None else decision.text
+            body = json.dumps({"text": text, "data": decision.data} | _wire_of(attempt.answer))
         case Retry():
             delay = decision.delay_s
             state = JobState.PARKED if delay > 0 else JobState.ROUTED
@@ -577,6 +612,7 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
         body=body,
         outcome=outcome,
         reason=decision.reason,
+        detail=json.dumps(decision.detail) if isinstance(decision, Escalate) and decision.detail else None,
         attempt_state=attempt_state,
         first_token_s=answer.first_token_s if answer else None,
         served_model=answer.served_model if answer else None,

@@ -45,9 +45,12 @@ class Learned:
 
     async def keep_learning(self, ledger: Ledger) -> None:
         """Until cancelled."""
+        since_s = 86400.0
         while True:
             try:
+                await self.audit(ledger, since_s=since_s)
                 await self.look(ledger)
+                since_s = 20 * LEARN_EVERY_S
             except LedgerUnavailable as exc:
                 emit("service.away", service="ledger", error=str(exc))
             except Exception:  # a bug here must not stop jobs: they go by the plans known so far
@@ -60,11 +63,30 @@ class Learned:
         rows = await ledger.fetch(grades.STANDINGS, {"flagship": self._declared.flagship, "since_s": grades.SINCE_S})
         self.policy, self.choices = learn(self._declared, [standing(row) for row in rows])
         for intent, plan in self.policy.plans.items():
-            if plan.chain != before[intent].chain:
+            if intent in before and plan.chain != before[intent].chain:
                 choice = self.choices[intent]
                 emit("plan.changed", intent=intent, kind=choice.kind, model=plan.chain[0], reason=plan.reason)
                 if choice.shortfall is not None:
                     emit("plan.lacking", intent=intent, reason=choice.shortfall)
+
+    async def audit(self, ledger: Ledger, *, since_s: float) -> None:
+        """Compare local labels with the paid answers that replaced them."""
+        rows = await ledger.fetch(grades.TO_AUDIT, {"since_s": since_s})
+        if not rows:
+            return
+        paid = [json.loads(row["body"])["data"] for row in rows]
+        details = [{**row["detail"], "paid": answer} for row, answer in zip(rows, paid, strict=True)]
+        await ledger.fetch(
+            grades.AUDIT,
+            {
+                "items": [row["item"] for row in rows],
+                "tenants": [row["tenant"] for row in rows],
+                "intents": [row["intent"] for row in rows],
+                "models": [row["model"] for row in rows],
+                "scores": [float(detail["label"] == detail["paid"]) for detail in details],
+                "details": [json.dumps(detail) for detail in details],
+            },
+        )
 
     def kind(self, intent: str) -> str:
         """`declared`, `flagship`, `cheap` or `cascade`."""

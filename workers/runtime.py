@@ -22,6 +22,7 @@ from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.mail import Outbox
 from waybill.settings import Settings
+from workers.gates import Gates
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.policywatch import PolicyWatch
@@ -126,6 +127,7 @@ class Runtime:
     health: Health = field(init=False)
     on_policy: list[Callable[[Policy], None]] = field(default_factory=list)
     """Called when another policy is in force."""
+    gates: Gates = field(init=False)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     """What runs beside the tasks, from `open` to `close`."""
     providers: dict[str, Provider] = field(default_factory=dict)
@@ -147,6 +149,7 @@ class Runtime:
         from redis.asyncio import Redis
 
         self.prices = PriceBook(self.policy)
+        self.gates = Gates(self.policy)
         self.draining = asyncio.Event()
         self.ledger = Ledger(self.settings.require_database_url(), pool_size=5)
         self.redis = Redis.from_url(
@@ -183,6 +186,8 @@ class Runtime:
         self._tasks = [asyncio.create_task(work()) for work in self.background]
         watch = PolicyWatch(policy_path(self.settings), self.policy)
         self._tasks.append(asyncio.create_task(watch.keep_looking(self.take_policy)))
+        if "local" in self.providers:
+            self._tasks.append(asyncio.create_task(self.gates.keep_looking(self.ledger)))
         self._counting = counting(self.redis)
         await self._counting.__aenter__()
 
@@ -217,6 +222,7 @@ class Runtime:
     def take_policy(self, policy: Policy) -> None:
         """Put a changed policy in force, between two steps of the loop. Calls under way end as they began."""
         self.policy, self.prices = policy, PriceBook(policy)
+        self.gates.declare(policy)
         if self.provider_names:
             self.limiter.take_specs(policy.limits)
         for take in self.on_policy:

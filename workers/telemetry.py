@@ -65,6 +65,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "budget.share": Event(("budget", "percent")),
     "plan.changed": Event(("intent", "kind", "model", "reason")),
     "plan.lacking": Event(("intent", "reason")),
+    "gate.changed": Event(("intent", "prompt", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),
     "service.away": Event(("service", "error")),

@@ -79,7 +79,7 @@ def test_the_row_and_its_id_travel_with_the_job() -> None:
     (job,) = entries(row(text="a", nr=17), id_column="nr")
 
     assert isinstance(job, Job)
-    assert job.metadata == {"row": "line 1", "id": "17"}
+    assert job.metadata == {"row": "line 1", "id": "17", "prompt_version": job.metadata["prompt_version"]}
 
 
 async def test_an_outage_is_waited_out_and_said() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import json
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from policies.fallback import Accept, Escalate, GiveUp, History
-from policies.goodenough import Asked, Given, check_schema, judge
+from policies.goodenough import Asked, Given, LocalCheck, check_schema, fingerprint, judge
+from policies.localgate import Gate
 from waybill.contract import Candidate
 
 SCHEMA = {
@@ -19,6 +21,10 @@ SCHEMA = {
     "additionalProperties": False,
 }
 LABELS = ("billing", "shipping")
+RECEIPT = Asked(SCHEMA, source="Cafe Blau, 3.11.2026, total EUR 1.234,00")
+OPEN = LocalCheck(
+    Gate({"billing": -1.0, "shipping": -3.0}, threshold=0.8, records=400, precision=0.99, lower=0.97), "p", "m", 0.5
+)
 
 
 def history(models: int = 2, **more: Any) -> History:
@@ -32,7 +38,6 @@ def history(models: int = 2, **more: Any) -> History:
         (Asked(), Given("Some text.", "complete"), None),
         (Asked(SCHEMA), Given('{"total": "9.00"}', "complete"), {"total": "9.00"}),
         (Asked(labels=LABELS), Given(' "Billing". ', "complete"), "billing"),
-        (Asked(labels=LABELS), Given("billing", "complete", math.log(0.95), is_local=True), "billing"),
     ],
 )
 def test_a_fitting_answer_is_accepted(asked: Asked, given: Given, data: object) -> None:
@@ -52,7 +57,10 @@ def test_a_fitting_answer_is_accepted(asked: Asked, given: Given, data: object) 
         (Asked(SCHEMA), Given("[" * 50_000, "complete"), "is not JSON"),
         (Asked(SCHEMA), Given('{"sum": 1}', "complete"), "does not fit the schema"),
         (Asked(labels=LABELS), Given("returns", "complete"), "none of the labels"),
-        (Asked(labels=LABELS), Given("billing", "complete", math.log(0.6), is_local=True), "unsure"),
+        (Asked(), Given("I'm sorry, but I can't help with that.", "complete"), "refuses in words"),
+        (Asked(), Given("As an AI language model I do not have access to your files.", "complete"), "refuses in words"),
+        (RECEIPT, Given('{"total": "9.50"}', "complete"), "/total is not in the source"),
+        (RECEIPT, Given('{"total": "N/A"}', "complete"), "/total is only a placeholder"),
     ],
 )
 def test_a_weak_answer_escalates_and_says_why(asked: Asked, given: Given, problem: str) -> None:
@@ -70,11 +78,82 @@ def test_a_weak_answer_of_the_last_model_is_final() -> None:
     assert decision.code == "weak_answer"
 
 
-def test_an_unsure_local_label_stands_when_nobody_else_may_be_asked() -> None:
-    decision = judge(Asked(labels=LABELS), Given("billing", "complete", -1.0, is_local=True), history(models=1))
+@pytest.mark.parametrize("total", ["1234.00", "EUR 1,234", "1 234.00"])
+def test_a_value_may_be_normalised(total: str) -> None:
+    decision = judge(RECEIPT, Given(json.dumps({"total": total}), "complete"), history())
 
     assert isinstance(decision, Accept)
-    assert "unsure" in decision.reason
+
+
+def test_a_value_that_no_model_finds_is_accepted_from_the_last_one_with_the_reason() -> None:
+    decision = judge(RECEIPT, Given('{"total": "N/A"}', "complete"), history(models=1))
+
+    assert isinstance(decision, Accept)
+    assert "placeholder, and no other model may be asked" in decision.reason
+
+
+def test_a_long_text_that_begins_with_an_apology_is_an_answer() -> None:
+    letter = "I'm sorry that we cannot deliver before Monday. " + "The parts come by ship. " * 40
+
+    assert isinstance(judge(Asked(), Given(letter, "complete"), history()), Accept)
+
+
+def local(billing: float, shipping: float) -> Given:
+    text = "billing" if billing > shipping else "shipping"
+    return Given(text, "complete", is_local=True, label_logprobs={"billing": billing, "shipping": shipping})
+
+
+def test_without_calibration_every_local_label_goes_on_and_is_kept_for_comparison() -> None:
+    decision = judge(Asked(labels=LABELS), local(-0.1, -9.0), history(), LocalCheck(prompt="p", model="m"))
+
+    assert isinstance(decision, Escalate)
+    assert "in shadow (no labels yet)" in decision.reason
+    assert decision.detail is not None
+    assert decision.detail["local"]["logprobs"] == {"billing": -0.1, "shipping": -9.0}
+    assert (decision.detail["local"]["prompt"], decision.detail["local"]["model"]) == ("p", "m")
+
+
+def test_an_open_gate_keeps_the_calibrated_label() -> None:
+    decision = judge(Asked(labels=LABELS), local(-1.0, -1.2), history(), OPEN)
+
+    assert isinstance(decision, Accept)
+    assert (decision.data, decision.text) == ("shipping", "shipping")
+    assert "right 99.0%" in decision.reason
+
+
+def test_an_open_gate_sends_on_what_is_unsure_and_some_of_what_is_sure() -> None:
+    unsure = judge(Asked(labels=LABELS), local(-1.0, -3.1), history(), OPEN)
+    audited = judge(Asked(labels=LABELS), local(-1.0, -1.2), history(), replace(OPEN, draw=0.01))
+
+    assert isinstance(unsure, Escalate)
+    assert "unsure of 'billing'" in unsure.reason
+    assert isinstance(audited, Escalate)
+    assert audited.detail is not None
+    assert audited.detail["local"]["weight"] == pytest.approx(20)
+
+
+def test_a_local_label_stands_when_nobody_else_may_be_asked() -> None:
+    decision = judge(Asked(labels=LABELS), local(-1.0, -1.1), history(models=1), LocalCheck())
+
+    assert isinstance(decision, Accept)
+    assert "no other model may be asked" in decision.reason
+
+
+def test_two_models_that_say_the_same_settle_it() -> None:
+    compared = Asked(compare=True)
+
+    first = judge(compared, Given("The answer: 14", "complete"), history(3))
+    same = judge(compared, Given("the  answer: 14.", "complete", earlier=(fingerprint("The answer: 14"),)), history(3))
+    other = judge(compared, Given("15", "complete", earlier=(fingerprint("14"),)), history(3))
+    last = judge(compared, Given("15", "complete", earlier=(fingerprint("14"),)), history(1))
+
+    assert isinstance(first, Escalate)
+    assert first.detail == {"said": fingerprint("The answer: 14")}
+    assert isinstance(same, Accept)
+    assert "two models" in same.reason
+    assert isinstance(other, Escalate)
+    assert isinstance(last, Accept)
+    assert "the models differ" in last.reason
 
 
 def test_a_quoted_answer_in_a_reason_is_short_and_one_line() -> None:

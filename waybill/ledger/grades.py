@@ -54,7 +54,7 @@ with best as (
            count(*) filter (where a.state = 'weak') as weak
     from attempts a join jobs j on j.id = a.job_id
     where a.started_at > now() - %(since_s)s * interval '1 second' and a.state not in ('started', 'released')
-      and a.cost_usd is not null and j.intent in (select intent from graded)
+      and a.service <> 'reuse' and a.cost_usd is not null and j.intent in (select intent from graded)
       and not exists (select from checks c where c.job_id = j.id and c.kind = 'judge')
     group by j.intent, a.model
 )
@@ -76,3 +76,34 @@ from unnest(%(items)s::text[], %(intents)s::text[], %(models)s::text[], %(scores
 on conflict (item, model, source) do update set
     intent = excluded.intent, score = excluded.score, cost_usd = excluded.cost_usd, at = now()
 """
+
+TO_AUDIT: Final = """
+select j.id::text as item, j.tenant, j.intent, a.model, d.detail -> 'local' as detail, r.body
+from jobs j
+join decisions d on d.job_id = j.id and d.outcome = 'escalate' and d.detail ? 'local'
+join attempts a on a.job_id = j.id and a.number = d.attempt
+join results r on r.job_id = j.id and r.attempt <> d.attempt
+join attempts p on p.job_id = j.id and p.number = r.attempt and p.provider <> 'local'
+where j.finished_at > now() - %(since_s)s * interval '1 second' and j.state = 'succeeded'
+  and not exists (select from grades g where g.item = j.id::text and g.model = a.model and g.source = 'audit')
+order by j.finished_at limit 2000
+"""
+"""Local labels beside the paid answers to the same jobs, not compared yet. Index jobs_finished."""
+
+AUDIT: Final = """
+insert into grades (item, job_id, tenant, intent, model, source, score, cost_usd, detail)
+select t.item, t.item::uuid, t.tenant, t.intent, t.model, 'audit', t.score, 0, t.detail::jsonb
+from unnest(%(items)s::text[], %(tenants)s::text[], %(intents)s::text[], %(models)s::text[], %(scores)s::float8[],
+            %(details)s::text[]) as t(item, tenant, intent, model, score, detail)
+on conflict (item, model, source) do nothing
+"""
+
+AUDITS: Final = """
+select intent, detail from (
+    select intent, detail, row_number() over (
+        partition by intent, detail ->> 'prompt', detail ->> 'model' order by at desc, id desc) as place
+    from grades
+    where source = 'audit' and detail ? 'logprobs' and at > now() - %(since_s)s * interval '1 second'
+) latest where place <= %(most)s
+"""
+"""The latest records of each gate."""

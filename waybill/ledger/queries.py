@@ -107,6 +107,8 @@ select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_
        c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.slack_s, p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
           and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane,
+       case when c.attempt > 1 then (select array_agg(d.detail ->> 'said') from decisions d
+                                     where d.job_id = c.id and d.detail ? 'said') end as said,
        exists (select from budgets b where (b.scope, b.subject) in
                    (('tenant', c.tenant), ('key', c.key_id), ('run', c.run_id::text))) as has_budget
 from claimed c join payloads p on p.job_id = c.id

@@ -1,0 +1,94 @@
+"""The local lane's gates in a worker: worked out anew from the ledger's audits, and what they are asked with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from policies.goodenough import LocalCheck
+from policies.localgate import RECORDS, SHUT, Gate, Record, work_out
+from policies.policyfile import Policy
+from waybill.errors import LedgerUnavailable
+from waybill.ledger import grades
+from workers.telemetry import emit
+
+if TYPE_CHECKING:
+    from waybill.contract import Job
+    from waybill.ledger.engine import Ledger
+
+log = logging.getLogger("waybill.gates")
+
+LOOK_EVERY_S: Final = 20.0
+_DEFAULT_TARGET: Final = 0.99
+"""Where the policy file names no quality."""
+
+Key = tuple[str, str, str]
+"""Intent, prompt version, hash of the model file."""
+
+
+class Gates:
+    """What the records allow now."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._gates: dict[Key, Gate] = {}
+
+    def declare(self, policy: Policy) -> None:
+        """Another policy file is in force: its targets hold from the next look on."""
+        self._policy = policy
+
+    def check(self, intent: str, job: Job, model: str) -> LocalCheck:
+        """What decides about a local label of this job.
+
+        Args:
+            intent: As routed.
+            job: The request.
+            model: Hash of the model file.
+        """
+        prompt = prompt_version(job)
+        return LocalCheck(self._gates.get((intent, prompt, model), SHUT), prompt, model, random.random())
+
+    async def keep_looking(self, ledger: Ledger) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                self.update(await ledger.fetch(grades.AUDITS, {"most": RECORDS, "since_s": grades.SINCE_S}))
+            except LedgerUnavailable as exc:
+                emit("service.away", service="ledger", error=str(exc))
+            except Exception:  # a bug here leaves the gates as they are
+                log.exception("the local gates cannot be worked out")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def update(self, rows: Sequence[Mapping[Any, Any]]) -> None:
+        """Work the gates out from rows of grades.AUDITS."""
+        found: dict[Key, list[Record]] = {}
+        for row in rows:
+            detail = row["detail"]
+            record = Record(detail["logprobs"], detail["paid"], detail["weight"])
+            found.setdefault((row["intent"], detail["prompt"], detail["model"]), []).append(record)
+        gates = {key: work_out(records, target=self._target(key[0])) for key, records in found.items()}
+        for key in gates.keys() | self._gates.keys():
+            gate = gates.get(key, SHUT)
+            if gate.is_open != self._gates.get(key, SHUT).is_open:
+                emit("gate.changed", intent=key[0], prompt=key[1], state="open" if gate.is_open else "closed",
+                     reason=gate.describe())  # fmt: skip
+        self._gates = gates
+
+    def _target(self, intent: str) -> float:
+        plan = self._policy.plans.get(intent)
+        own = None if plan is None else plan.quality
+        return own or self._policy.quality or _DEFAULT_TARGET
+
+
+def prompt_version(job: Job) -> str:
+    """What stays the same over the jobs of one template: instructions, labels, and the version that the producer names.
+
+    A calibration holds for this alone: other words or labels shift what a small model says.
+    """
+    fixed = [job.system, list(job.labels), job.metadata.get("prompt_version")]
+    return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
