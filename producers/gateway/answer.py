@@ -34,6 +34,8 @@ HEARTBEAT_S: Final = 10.0
 _FAMILY: Final[Mapping[Dialect, Any]] = {"chat": "openai", "responses": "openai", "messages": "anthropic"}
 _KIND_OF_CODE: Final[Mapping[str, Kind]] = {
     "bad_request": Kind.INVALID,
+    "budget_exhausted": Kind.BILLING,
+    "unpriced": Kind.INVALID,
     "context_length": Kind.INVALID,
     "content_policy": Kind.INVALID,
     "bad_schema": Kind.INVALID,
@@ -180,20 +182,7 @@ class Carriage:
 
     def refusal(self, end: Mapping[str, Any]) -> Refusal:
         """The error for a job that ended without an answer."""
-        code = str(end.get("code") or end.get("state"))
-        failed = str(end.get("failure") or "")
-        kind = _KIND_OF_CODE.get(code)
-        if code in ("deadline", "attempts_exhausted", "stream_broken") and failed in _KIND_OF_CODE:
-            kind = _KIND_OF_CODE[failed]
-        if kind is None:  # every lane failed: coming again may help
-            kind = Kind.OVERLOADED
-        return Refusal(
-            kind,
-            f"{end.get('error') or code} (job {self.job_id})",
-            code=_CODES.get(code),
-            retry_after_s=end.get("retry_after_s"),
-            headers={"x-waybill-job": self.job_id},
-        )
+        return refusal_for(self.job_id, end)
 
     async def _completed(self, end: dict[str, Any]) -> dict[str, Any]:
         """The end with what all attempts cost.
@@ -287,6 +276,24 @@ class Carriage:
             if "wire" in body:
                 end["answer"] = body["wire"]
         return end
+
+
+def refusal_for(job_id: str, end: Mapping[str, Any]) -> Refusal:
+    """The error for a job that ended without an answer."""
+    code = str(end.get("code") or end.get("state"))
+    failed = str(end.get("failure") or "")
+    kind = _KIND_OF_CODE.get(code)
+    if code in ("deadline", "attempts_exhausted", "stream_broken") and failed in _KIND_OF_CODE:
+        kind = _KIND_OF_CODE[failed]
+    if kind is None:  # every lane failed: coming again may help
+        kind = Kind.OVERLOADED
+    return Refusal(
+        kind,
+        f"{end.get('error') or code} (job {job_id})",
+        code=_CODES.get(code),
+        retry_after_s=end.get("retry_after_s"),
+        headers={"x-waybill-job": job_id},
+    )
 
 
 def replay(dialect: Dialect, answer: Mapping[str, Any], job: Job) -> bytes:

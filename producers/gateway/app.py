@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
 from producers.dashboard import page
-from producers.gateway import admin, calls, jobs, models, webhooks
+from producers.gateway import admin, batches, calls, files, jobs, messagebatches, models, webhooks
 from producers.gateway.address import networks
+from producers.gateway.clerk import Clerk
 from producers.gateway.errors import Family, Kind, Refusal, response
 from producers.gateway.keys import KeyRing, Turnstile
 from producers.gateway.mailroom import Mailroom
@@ -38,7 +39,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("waybill.gateway")
 
-ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (models, calls, admin, jobs, webhooks, page)
+ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (
+    models,
+    calls,
+    admin,
+    jobs,
+    files,
+    batches,
+    messagebatches,
+    webhooks,
+    page,
+)
 # Real clients are configured with and without /v1 in their base URL, and some add a second one (clients.md).
 _BARE: Final = re.compile(
     r"/(?:v1/)*(?=(?:messages|chat/completions|responses|models|files|batches|embeddings)(?:/|$))"
@@ -59,6 +70,7 @@ class Gateway:
         keyring: Who has which key.
         redis: For what waits for news of jobs.
         mailroom: Where the answers of this process's jobs come in.
+        clerk: Carries batches through.
     """
 
     settings: Settings
@@ -69,6 +81,7 @@ class Gateway:
     keyring: KeyRing = field(init=False)
     redis: Redis = field(init=False)
     mailroom: Mailroom = field(init=False)
+    clerk: Clerk = field(init=False)
 
     def __post_init__(self) -> None:
         from redis.asyncio import Redis
@@ -76,6 +89,7 @@ class Gateway:
         self.redis = Redis.from_url(self.settings.require_redis_url(), socket_connect_timeout=2)
         self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
         self.mailroom = Mailroom(self.client)
+        self.clerk = Clerk(self.client, self.policy, self.off)
 
     @property
     def public_url(self) -> str:
@@ -91,9 +105,11 @@ def make_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         postman = Postman(gateway.client.ledger, private=networks(gateway.settings.webhook_networks))
         postman.start()
+        gateway.clerk.start()
         gateway.mailroom.start(gateway.redis)
         yield
         await postman.close()
+        await gateway.clerk.close()
         await gateway.mailroom.close()
         await gateway.keyring.close()
         await gateway.redis.aclose()

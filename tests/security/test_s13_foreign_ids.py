@@ -21,7 +21,18 @@ def made_by(api: Api, key: str) -> dict[str, str]:
     api.gateway.settings.__dict__["webhook_networks"] = "127.0.0.0/8"
     hook = api.post("/v1/webhooks", key, json={"url": "http://127.0.0.1:9/", "events": ["job.finished"]}).json()["id"]
     delivery = api.post(f"/v1/webhooks/{hook}/test", key).json()["id"]
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "gpt-6-luna", "input": "x"}}
+    upload = {"files": {"file": ("x", json.dumps(row).encode())}, "data": {"purpose": "batch"}}
+    file = api.post("/v1/files", key, **upload).json()["id"]
+    asked = {"input_file_id": file, "endpoint": "/v1/responses", "completion_window": "24h"}
+    batch = api.post("/v1/batches", key, json=asked).json()["id"]
+    params = {"model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    theirs = {"requests": [{"custom_id": "a", "params": params}]}
+    message_batch = api.post("/v1/messages/batches", key, json=theirs).json()["id"]
     return {
+        "/v1/files/": file,
+        "/v1/batches/": batch,
+        "/v1/messages/batches/": message_batch,
         "/v1/jobs/": job,
         "/v1/runs/": run,
         "/v1/webhooks/deliveries/": delivery,
@@ -54,10 +65,12 @@ def test_s13_another_tenants_things_are_not_there(api: Api) -> None:
 
         assert answer.status_code == 404, f"{method} {path}: {answer.status_code} {answer.text[:200]}"
         asked += 1
-    assert asked >= 13
-    for path in ("/v1/jobs", "/v1/runs", "/v1/webhooks"):
+    assert asked >= 22
+    for path in ("/v1/jobs", "/v1/runs", "/v1/webhooks", "/v1/files", "/v1/batches", "/v1/messages/batches"):
         assert api.get(path, other).json()["data"] == []
         assert api.get(path, owner).json()["data"] != []
+    stolen = {"input_file_id": ids["/v1/files/"], "endpoint": "/v1/responses", "completion_window": "24h"}
+    assert api.post("/v1/batches", other, json=stolen).status_code == 404
     run_filter = api.get(f"/v1/jobs?run={ids['/v1/runs/']}", other).json()
     assert run_filter["data"] == []
     assert api.sql("select state from jobs where state <> 'queued'") == []
