@@ -14,6 +14,10 @@ from typing import Final, Literal
 Thinking = Literal["none", "optional", "default", "always"]
 """none: cannot think. optional: off unless asked for. default: on, can be switched off. always: cannot be switched off."""
 
+Caching = Literal["none", "marked", "implicit", "explicit"]
+"""marked: Claude's breakpoints. implicit: by itself and free (GPT before 5.6). explicit: breakpoints, and without them nothing
+is written when the request says so (GPT-5.6 and later, which charge for writes). none: ours to arrange, or unknown."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -33,6 +37,7 @@ class Model:
         vision: Whether it takes images.
         bytes_per_token: UTF-8 bytes of mixed text per token, for estimates before a call (+-35 % untrained).
         min_cacheable_tokens: Shortest prefix the provider's prompt cache keeps.
+        caching: How its prompt cache is told what to keep.
     """
 
     id: str
@@ -48,6 +53,7 @@ class Model:
     vision: bool = True
     bytes_per_token: float = 4.0
     min_cacheable_tokens: int = 1024
+    caching: Caching = "none"
 
 
 _CLAUDE_EFFORTS = ("low", "medium", "high", "xhigh", "max")
@@ -69,10 +75,17 @@ def _claude(model_id: str, *, thinking: Thinking, forced: bool, min_cacheable: i
         forced_tool_choice=forced,
         bytes_per_token=2.5,
         min_cacheable_tokens=min_cacheable,
+        caching="marked",
     )
 
 
-def _gpt(model_id: str, *, efforts: tuple[str, ...] = _GPT_EFFORTS, thinking: Thinking = "default") -> Model:
+def _gpt(
+    model_id: str,
+    *,
+    efforts: tuple[str, ...] = _GPT_EFFORTS,
+    thinking: Thinking = "default",
+    caching: Caching = "explicit",
+) -> Model:
     return Model(
         model_id,
         "openai",
@@ -81,6 +94,7 @@ def _gpt(model_id: str, *, efforts: tuple[str, ...] = _GPT_EFFORTS, thinking: Th
         128_000,
         thinking=thinking,
         efforts=efforts,
+        caching=caching,
     )
 
 
@@ -103,8 +117,9 @@ CATALOG: Final[Mapping[str, Model]] = {
             thinking="optional",
             bytes_per_token=3.3,
             min_cacheable_tokens=4096,
+            caching="marked",
         ),
-        _gpt("gpt-5.5"),
+        _gpt("gpt-5.5", caching="implicit"),
         _gpt("gpt-5.6-sol"),
         _gpt("gpt-5.6-terra"),
         _gpt("gpt-5.6-luna"),

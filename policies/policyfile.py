@@ -301,6 +301,8 @@ def _model(read: _Reader, model_id: str, table: Mapping[str, Any]) -> Model:
         vision=table.get("vision", False),
         bytes_per_token=float(bytes_per_token),
         min_cacheable_tokens=1 if provider == "local" else 1024,
+        # Only what every model of that provider takes.
+        caching={"anthropic": "marked", "openai": "implicit"}.get(provider, "none"),  # type: ignore[arg-type]  # narrowed
     )
 
 

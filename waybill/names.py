@@ -70,4 +70,7 @@ BEATS_KEY: Final = f"{REDIS_PREFIX}beats"
 """Hash: duty of control -> when it was last done (seconds since 1970)."""
 
 METRIC_PREFIX: Final = "waybill_"
+PREFIX_KEY: Final = f"{REDIS_PREFIX}prefix:"
+"""Hashes: who may read a prompt's prefix from a provider's cache (workers/prefixes.lua)."""
+
 ENV_PREFIX: Final = "WAYBILL_"

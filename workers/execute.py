@@ -15,13 +15,14 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, assert_never
 
 from sqlalchemy.engine import RowMapping
 
+from policies.caching import Prefix
 from policies.dialects.carry import said
 from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
@@ -43,6 +44,7 @@ from workers.providers.base import Answer, Call, Frames
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
+from workers.warming import abandon, remember, warm
 from workers.writer import Settlement, printable
 
 log = logging.getLogger("waybill.execute")
@@ -71,7 +73,10 @@ class Attempt:
         history: What the fallback policy needs to know.
         reply_to: The gateway process that waits for the answer.
         why: Why this lane, as a word of the gateway's closed list.
-        call: As it is sent; set by prepare.
+        call: As it is sent; set by prepare, told by warm what to cache.
+        prefix: What the job has in common with others; None = nothing.
+        prefix_name: It in this lane and account (workers/warming.py).
+        leads: The same, while others wait for this attempt to write it.
         has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
         account: Which of the provider's accounts it is reserved in.
@@ -95,6 +100,9 @@ class Attempt:
     has_budget: bool = False
     reply_to: str | None = None
     why: str = "policy"
+    prefix: Prefix | None = None
+    prefix_name: str | None = None
+    leads: str | None = None
     call: Call | None = None
     grant: Grant | None = None
     account: str = ""
@@ -200,6 +208,7 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
         priority=row["priority"],
         payload_bytes=row["payload_bytes"],
         job=Job.from_payload(row["payload"]),
+        prefix=Prefix(row["prefix"], row["prefix_bytes"]) if row["prefix"] else None,
         history=History(
             route=route,
             index=row["route_index"],
@@ -253,9 +262,14 @@ async def _leased(runtime: Runtime, attempt: Attempt) -> str:
 
 
 async def _steps(runtime: Runtime, attempt: Attempt) -> str:
-    async with runtime.lane(attempt.lane).slots:
-        heed_block(runtime, attempt)
-        await call(runtime, attempt)
+    try:
+        await warm(runtime, attempt)
+        async with runtime.lane(attempt.lane).slots:
+            heed_block(runtime, attempt)
+            await call(runtime, attempt)
+        remember(runtime, attempt)
+    finally:
+        abandon(runtime, attempt)
     give_back(runtime, attempt)
     price(runtime, attempt)
     try:
@@ -287,6 +301,7 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         messages=job.messages or (Message(role="user", content=job.prompt),),
         wire=job.wire,
         system=job.system,
+        context=job.context,
         json_schema=job.json_schema,
         labels=job.labels,
         max_output_tokens=output_limit(
@@ -326,7 +341,8 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     attempt.called, attempt.called_at = True, time.monotonic()
     crash_point("before_call")
     try:
-        if attempt.job.stream and not attempt.is_gated:
+        # A leader is streamed too: the others are let go when its answer begins, not when it ends.
+        if (attempt.job.stream and not attempt.is_gated) or attempt.leads is not None:
             attempt.answer = await _stream(runtime, attempt, attempt.call)
         else:
             attempt.answer = await provider.call(attempt.call)
@@ -352,11 +368,11 @@ async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
     heard = True
     async for piece in provider.stream(call):
         if isinstance(piece, Answer):
-            return piece
+            return piece if attempt.job.stream else replace(piece, first_token_s=None)
         if isinstance(piece, Frames):
             _post(runtime, attempt, piece)
             continue
-        if piece and heard:
+        if piece and heard and attempt.job.stream:
             attempt.shown = True
             heard = await _show(runtime, attempt.job_id, piece)
     raise Broken("the stream ended without a checked answer", code="no_terminal_event", billed=None)

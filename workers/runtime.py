@@ -26,6 +26,7 @@ from workers.gates import Gates
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.policywatch import PolicyWatch
+from workers.prefixes import Prefixes
 from workers.providers.registry import available, make_provider, without_workers
 from workers.sharing import Sharing
 from workers.telemetry import counting, emit
@@ -128,6 +129,7 @@ class Runtime:
     on_policy: list[Callable[[Policy], None]] = field(default_factory=list)
     """Called when another policy is in force."""
     gates: Gates = field(init=False)
+    prefixes: Prefixes = field(init=False)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     """What runs beside the tasks, from `open` to `close`."""
     providers: dict[str, Provider] = field(default_factory=dict)
@@ -183,6 +185,7 @@ class Runtime:
             self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
         self.health = Health(self.redis, self.ledger, {name: tuple(found) for name, found in self.accounts.items()})
         await self.health.start()
+        self.prefixes = Prefixes(self.redis)
         self._tasks = [asyncio.create_task(work()) for work in self.background]
         watch = PolicyWatch(policy_path(self.settings), self.policy)
         self._tasks.append(asyncio.create_task(watch.keep_looking(self.take_policy)))
@@ -210,6 +213,7 @@ class Runtime:
         await self.outbox.close()
         await self.health.close()
         await self._counting.__aexit__(None, None, None)
+        await self.prefixes.close()
         for accounts in self.accounts.values():
             for provider in accounts.values():
                 await provider.close()

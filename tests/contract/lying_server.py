@@ -25,6 +25,7 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: Json
+    raw: bytes = b""
 
     @property
     def dialect(self) -> str:
@@ -141,7 +142,7 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(lines[0].split(" ")[1], headers, json.loads(body) if body else {})
+    return Request(lines[0].split(" ")[1], headers, json.loads(body) if body else {}, body)
 
 
 # What a script can do -----------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ with claimed as (
       and j.intent not in (select name from holds where kind = 'intent')
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
               j.stream, j.run_id, j.key_id, j.payload_bytes, j.reply_to, j.error_code,
+              j.prefix, j.prefix_bytes,
               extract(epoch from j.deadline_at - now())::float8 as slack_s
 ), begun as (
     insert into attempts (job_id, number, provider, model, service, reason, worker, estimate_usd)
@@ -104,7 +105,8 @@ with claimed as (
     from claimed c, lateral (select c.route -> c.route_index::int as r) as candidate
 )
 select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_index, c.intent, c.tenant, c.priority,
-       c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.slack_s, p.body as payload,
+       c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.prefix, c.prefix_bytes, c.slack_s,
+       p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
           and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane,
        case when c.attempt > 1 then (select array_agg(d.detail ->> 'said') from decisions d

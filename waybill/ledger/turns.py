@@ -73,6 +73,12 @@ So jobs of one template travel together while the prompt caches know it, and nob
 oldest leads the next group.
 """
 
+ALIKE: Final = """
+select count(*) as jobs
+from (select from jobs where prefix = %(prefix)s and state in ('queued', 'routed') and waits_for is null limit 20) as found
+"""
+"""Jobs that begin alike and that no worker has taken (index jobs_prefix), 20 at most."""
+
 ON_THEIR_WAY: Final = """
 select j.provider, j.priority, count(*) as jobs
 from jobs j left join runs r on r.id = j.run_id

@@ -1,7 +1,8 @@
 """Claude over the Messages API (version 2026-10-21): translates a Call, checks the answer, classifies errors.
 
 Facts from providers.md section 1. Sampling parameters are refused by that API version and never sent. A JSON answer is
-asked for with `output_config.format`: forcing a tool is refused by the 5.5 models. Caching is not asked for here.
+asked for with `output_config.format`: forcing a tool is refused by the 5.5 models. A breakpoint stands after what many jobs
+share (system, then context), never on the prompt itself: there it would be written each time and read never.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def message_request(call: Call) -> dict[str, Any]:
     request: dict[str, Any] = {
         "model": model.id,
         "max_tokens": min(call.max_output_tokens, model.max_output_tokens),
-        "messages": [{"role": m.role, "content": m.content} for m in call.messages],
+        "messages": _turns(call),
     }
     system = call.system or ""
     output: dict[str, Any] = {}
@@ -189,8 +190,28 @@ def message_request(call: Call) -> dict[str, Any]:
     if output:
         request["output_config"] = output
     if system:
-        request["system"] = system
+        mark = None if call.context else _mark(call)
+        request["system"] = [{"type": "text", "text": system, **mark}] if mark else system
     return request
+
+
+def _turns(call: Call) -> list[dict[str, Any]]:
+    """The conversation; the context is a block of its own before the first user turn."""
+    turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in call.messages]
+    if call.context:
+        block = {"type": "text", "text": call.context, **(_mark(call) or {})}
+        if turns[0]["role"] == "user":
+            turns[0]["content"] = [block, {"type": "text", "text": turns[0]["content"]}]
+        else:
+            turns.insert(0, {"role": "user", "content": [block]})
+    return turns
+
+
+def _mark(call: Call) -> dict[str, Any] | None:
+    if call.caching is None or not call.caching.mark:
+        return None
+    control = {"type": "ephemeral"}
+    return {"cache_control": {**control, "ttl": "1h"} if call.caching.is_long else control}
 
 
 def _thinking(effort: str | None, model: Model) -> tuple[str | None, dict[str, str] | None]:

@@ -6,11 +6,12 @@ An adapter translates and classifies. It never retries, waits, routes, prices or
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from policies.caching import Caching
 from policies.catalog import Model
 from waybill.contract import Message, Usage, Wire
 
@@ -41,6 +42,7 @@ class Call:
         messages: Turns, the last from the user.
         wire: Instead of turns: a request in a provider's dialect, to be carried unchanged or translated.
         system: Stable instructions or None.
+        context: Text that many jobs share, sent before the first user turn, or None.
         json_schema: The answer must be JSON of this schema (already made strict where the job's labels ask for it).
         labels: Classification labels; a local model scores these instead of generating.
         max_output_tokens: Upper bound for the answer, thinking included.
@@ -48,6 +50,8 @@ class Call:
         service: `interactive`, `flex` or `local`.
         timeout_s: Total time of the call.
         idle_timeout_s: Longest silence between two events of a stream.
+        caching: What the provider's prompt cache is to keep; None = nothing was decided, and nothing is said about it.
+        on_begin: Called when a streamed answer begins; never for one that comes whole.
         job_id: For the provider's log: sent as the header `x-waybill-job`.
         attempt: Sent as `x-waybill-attempt`.
     """
@@ -56,6 +60,7 @@ class Call:
     messages: tuple[Message, ...]
     wire: Wire | None = None
     system: str | None = None
+    context: str | None = None
     json_schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
     max_output_tokens: int = 1024
@@ -63,8 +68,19 @@ class Call:
     service: str = "interactive"
     timeout_s: float = 600
     idle_timeout_s: float = 60
+    caching: Caching | None = None
+    on_begin: Callable[[], None] | None = field(default=None, compare=False)
     job_id: str = ""
     attempt: int = 1
+
+    def plain_messages(self) -> tuple[Message, ...]:
+        """The turns with the context in the first one, for models that take one text a turn."""
+        if not self.context:
+            return self.messages
+        first = self.messages[0]
+        if first.role != "user":
+            return (Message(role="user", content=self.context), *self.messages)
+        return (Message(role="user", content=f"{self.context}\n\n{first.content}"), *self.messages[1:])
 
 
 @dataclass(frozen=True, slots=True)

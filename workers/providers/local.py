@@ -123,7 +123,7 @@ class LocalProvider:
                 "not_found", f"the local lane serves {self._model_id}, not {call.model.id}; correct the route"
             )
         try:
-            for text in (call.system or "", *(message.content for message in call.messages), *call.labels):
+            for text in (call.system or "", *(message.content for message in call.plain_messages()), *call.labels):
                 text.encode("utf-8")
         except UnicodeEncodeError as exc:
             raise failure("bad_request", "the request is not valid Unicode; remove lone surrogates") from exc

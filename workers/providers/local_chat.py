@@ -33,7 +33,7 @@ class Chat:
         Raises:
             Rejected: The template refuses the conversation.
         """
-        turns = [{"role": message.role, "content": message.content} for message in call.messages]
+        turns = [{"role": message.role, "content": message.content} for message in call.plain_messages()]
         system = system_text(call)
         if system:
             turns.insert(0, {"role": "system", "content": system})

@@ -245,10 +245,12 @@ def completion_request(call: Call, *, compatible: bool = False) -> dict[str, Any
             # Strict demands that every property is required; without it the schema is a strong hint, judged afterwards.
             form = {"name": "answer", "schema": strict.schema, "strict": strict.all_required}
             request["response_format"] = {"type": "json_schema", "json_schema": form}
-    turns = [{"role": m.role, "content": m.content} for m in call.messages]
-    request["messages"] = [{"role": "system", "content": system}, *turns] if system else turns
     if compatible:
+        turns = [{"role": m.role, "content": m.content} for m in call.plain_messages()]
+        request["messages"] = [{"role": "system", "content": system}, *turns] if system else turns
         return request
+    request["messages"] = _turns(call, system)
+    request.update(_cache_options(call))
     request["store"] = False
     # Said outright: `auto` would let a project's setting choose a tier with another price than the router counted on.
     request["service_tier"] = "flex" if call.service == "flex" else "default"
@@ -256,6 +258,36 @@ def completion_request(call: Call, *, compatible: bool = False) -> dict[str, Any
     if effort is not None:
         request["reasoning_effort"] = effort
     return request
+
+
+def _turns(call: Call, system: str) -> list[dict[str, Any]]:
+    """The conversation; the context is a part of its own before the first user turn, the last stable part is marked."""
+    turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in call.messages]
+    mark = {}
+    if call.caching is not None and call.caching.mark:
+        mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    if call.context:
+        part = {"type": "text", "text": call.context, **mark}
+        if turns[0]["role"] == "user":
+            turns[0]["content"] = [part, {"type": "text", "text": turns[0]["content"]}]
+        else:
+            turns.insert(0, {"role": "user", "content": [part]})
+    if system:
+        marked = [{"type": "text", "text": system, **mark}] if mark and not call.context else system
+        turns.insert(0, {"role": "system", "content": marked})
+    return turns
+
+
+def _cache_options(call: Call) -> dict[str, Any]:
+    """What is said about the prompt cache. Where writes cost, nothing is written that was not marked."""
+    options: dict[str, Any] = {}
+    if call.caching is not None and call.caching.key:
+        options["prompt_cache_key"] = call.caching.key
+    if call.model.caching == "explicit":
+        options["prompt_cache_options"] = {"mode": "explicit"}
+        if call.caching is not None and call.caching.mark and call.caching.is_long:
+            options["prompt_cache_options"]["ttl"] = "12h"
+    return options
 
 
 def _effort(effort: str | None, model: Model) -> str | None:

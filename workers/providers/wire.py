@@ -222,6 +222,7 @@ class Events:
         self._deadline = progress.started_at + call.timeout_s
         self._limit = self._deadline
         self._progress = progress
+        self._on_begin = call.on_begin
 
     def __aiter__(self) -> Events:
         return self
@@ -238,6 +239,9 @@ class Events:
             text = f"{provider} sent nothing for {self._idle_s:g} s in the middle of an answer"
             raise failure("idle_timeout", text, seen=seen) from exc
         self._limit = min(self._deadline, time.monotonic() + self._idle_s)
+        if self._on_begin is not None:
+            self._on_begin()
+            self._on_begin = None
         return event
 
 

@@ -1,4 +1,4 @@
-"""The same question is asked once: answers given again, many waiters for one call, tenants kept apart."""
+"""Nothing is asked twice and no prefix is paid for twice: answers given again, one call for many, one leader for a prefix."""
 
 from __future__ import annotations
 
@@ -147,6 +147,42 @@ def test_a_worker_that_dies_does_not_keep_followers_from_their_answer(
     outcomes = list(client.results(ids, timeout_s=90))
 
     assert all(outcome.result for outcome in outcomes)
+
+
+@pytest.mark.parametrize("model", ["claude-haiku-5-5", "gpt-6-luna"])
+def test_of_many_jobs_with_one_prefix_one_pays_for_writing_it(client: Client, sandbox: Running, model: str) -> None:
+    sandbox.latency("fixed:150ms")
+    context = f"{model}: " + "The supplier answers for the goods until they have been handed over. " * 200
+    seen = last(sandbox)
+
+    ids = client.submit_many(
+        [ask(f"Which clause covers case {n}?", context=context, model=model, priority="lo") for n in range(60)]
+    )
+    outcomes = list(client.results(ids, timeout_s=120))
+
+    assert all(outcome.result for outcome in outcomes)
+    usages: list[dict[str, int]] = [line["usage"] for line in whole_log(sandbox, seen)]  # type: ignore[misc]
+    assert sum(usage["cache_write_tokens"] > 0 for usage in usages) == 1
+    assert sum(usage["cache_read_tokens"] > 0 for usage in usages) == 59
+
+
+def test_a_document_that_comes_once_pays_no_write(client: Client, sandbox: Running) -> None:
+    context = "A document that nobody else asks about. " * 300
+    seen = last(sandbox)
+
+    client.result(client.submit(ask("What is it?", context=context)), timeout_s=30)
+
+    [line] = whole_log(sandbox, seen)
+    assert line["usage"]["cache_write_tokens"] == 0  # type: ignore[index]
+
+
+def test_a_leader_that_fails_holds_nobody_up(client: Client, sandbox: Running) -> None:
+    context = "The first call with this text fails. " * 300
+    sandbox.fault("server_error", times=1, match="The first call")
+
+    ids = client.submit_many([ask(f"case {n}", context=context, priority="lo") for n in range(10)])
+
+    assert all(outcome.result for outcome in client.results(ids, timeout_s=60))
 
 
 def led(client: Client, job: Job, *, followers: int) -> list[str]:
