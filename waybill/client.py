@@ -22,6 +22,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from waybill.bells import ring_quickly
 from waybill.contract import FINAL_STATES, Job, JobState, Result, Usage, lane_name, new_job_id
 from waybill.errors import (
     BrokerUnavailable,
@@ -35,7 +36,7 @@ from waybill.errors import (
     ResultTimeout,
     StreamBroken,
 )
-from waybill.names import done_channel
+from waybill.names import DISPATCH_QUEUE, done_channel
 from waybill.question import question, stable_part
 from waybill.settings import Settings
 
@@ -258,7 +259,11 @@ class AsyncClient:
             },
         )
         new = {row["id"] for row in inserted}
-        await self._ring([job_id for job_id in ids if job_id in new])
+        ringing = [job_id for job_id in ids if job_id in new]
+        if reply_to is None:
+            await self._ring(ringing)
+        elif ringing:
+            await ring_quickly(self._redis, DISPATCH_QUEUE, ringing)
         if len(new) < len(ids):
             await self._adopt_earlier(jobs, ids, hashes, new)
         return ids

@@ -132,7 +132,7 @@ class Outbox:
         self._numbers.pop((job_id, attempt), None)
 
 
-async def read_mail(redis: Redis, reply_to: str, *, block_s: float = 5.0) -> AsyncIterator[list[Letter]]:
+async def read_mail(redis: Redis, reply_to: str, *, block_s: float = 2.0) -> AsyncIterator[list[Letter]]:
     """Yield letters as they come, many at a time; an empty list whenever nothing came for `block_s`.
 
     Goes on where it was when Redis comes back.

@@ -43,6 +43,11 @@ def stream_key(job_id: str) -> str:
     return f"{REDIS_PREFIX}stream:{job_id}"
 
 
+def bell_key(queue: str) -> str:
+    """Redis list of job ids: bells that did not go through Celery (waybill/bells.py)."""
+    return f"{REDIS_PREFIX}bell:{queue}"
+
+
 def mail_key(reply_to: str) -> str:
     """Redis stream with the mail of one gateway process (waybill/mail.py)."""
     return f"{REDIS_PREFIX}mail:{reply_to}"

@@ -12,10 +12,10 @@ from celery.signals import worker_ready
 
 from waybill.broker import celery_config
 from waybill.errors import ConfigError
-from waybill.names import DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queues
+from waybill.names import CLASSES, DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queues
 from waybill.settings import Settings
 from workers.dispatch import Dispatcher
-from workers.execute import execute
+from workers.execute import execute, hear_urgent
 from workers.guard import TRANSPORT
 from workers.heartbeat import watch
 from workers.pool import AsyncPool, async_task
@@ -45,7 +45,10 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         watch(app, runtime, settings.heartbeat_file)
     dispatcher = Dispatcher(runtime)
     if DISPATCH_QUEUE in queues:
-        runtime.background += [dispatcher.look_by_itself, dispatcher.keep_learning]
+        runtime.background += [dispatcher.look_by_itself, dispatcher.hear_quickly, dispatcher.keep_learning]
+    urgent = [queue for queue in queues if queue.endswith(f".{CLASSES[0]}")]
+    if urgent:
+        runtime.background.append(functools.partial(hear_urgent, runtime, urgent))
     async_task(app, DISPATCH_TASK, dispatcher.hear)
     async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
     return app

@@ -27,11 +27,12 @@ from policies.policyfile import Policy
 from policies.pricing import PRICE_VERSION
 from policies.reuse import answer_key, outcome_key, wait_s
 from policies.routing import Later, NoRoute, Request, Route, Snapshot, route
+from waybill.bells import hear, ring_quickly
 from waybill.broker import execute_doorbells
 from waybill.contract import Candidate, lane_name
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import oncall, queries, sharing, turns
-from waybill.names import CLASSES, PROVIDERS
+from waybill.names import CLASSES, DISPATCH_QUEUE, PROVIDERS, provider_queue
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
 from workers.learning import Learned, Tagger
@@ -105,6 +106,17 @@ class Dispatcher:
             routed, refused = await self._look()
         return f"{routed} routed, {refused} refused"
 
+    async def hear_quickly(self) -> None:
+        """Until cancelled: look when a quick bell rings. Only interactive work rings so, so only that is looked at."""
+        async for _ in hear(self._runtime.redis, [DISPATCH_QUEUE]):
+            try:
+                async with self._lock:
+                    await self._look(CLASSES[:1])
+            except LedgerUnavailable as exc:
+                emit("service.away", service="ledger", error=str(exc))
+            except Exception:  # a bug, or a row that cannot be routed: the next look says so too
+                log.exception("the dispatcher's look failed")
+
     async def look_by_itself(self) -> None:
         """Until cancelled: go on with what is queued as windows get room, and find what no doorbell told of."""
         self._runtime.health.on_recovery = self._let_go
@@ -139,13 +151,14 @@ class Dispatcher:
         if rows:
             emit("jobs.released", jobs=len(rows))
 
-    async def _look(self) -> tuple[int, int]:
+    async def _look(self, classes: Sequence[str] = CLASSES) -> tuple[int, int]:
         """Send what may be sent now. Returns how many were routed and refused."""
-        self._begun += 1
         began = time.monotonic()
-        self._is_behind = False
+        if len(classes) == len(CLASSES):  # a look at a part of the work says nothing about the rest
+            self._begun += 1
+            self._is_behind = False
         routed = refused = 0
-        for klass in CLASSES:
+        for klass in classes:
             shift = await self._begin(klass)
             while shift is not None:
                 rows = await self._next_jobs(klass, shift)
@@ -159,10 +172,12 @@ class Dispatcher:
         return routed, refused
 
     async def _begin(self, klass: str) -> _Shift | None:
-        found = await self._fetch(
+        asked = self._fetch(
             turns.LINES,
             {"priority": klass, "after_tenant": self._after[klass][0], "after_line": self._after[klass][1]},
         )
+        # Side by side: somebody waits for interactive work.
+        found, under_way = await asyncio.gather(asked, self._fetch(turns.ON_THEIR_WAY, {}))
         last = found[-1] if len(found) == turns.MOST_LINES else None
         if self._after[klass] != ("", "") and last is None:
             self._is_behind = True  # the lines before the place where this look began
@@ -178,7 +193,7 @@ class Dispatcher:
         if not lines:
             return None
         room = dict.fromkeys(PROVIDERS, WINDOW)
-        for row in await self._fetch(turns.ON_THEIR_WAY, {}):
+        for row in under_way:
             if row["priority"] == klass and row["provider"] in room:
                 room[row["provider"]] -= row["jobs"]
         shift = _Shift(lines, {name: left if left >= REFILL else 0 for name, left in room.items()})
@@ -360,10 +375,17 @@ class Dispatcher:
         crash_point("after_route")
         moved_ids = {row["id"] for row in moved}
         first = {job_id: found.candidates[0] for job_id, found in routed.items() if job_id in moved_ids}
+        quick: dict[str, list[str]] = {}
+        for job_id, candidate in first.items():
+            if rows[job_id]["reply_to"] is not None:
+                quick.setdefault(provider_queue(candidate.provider, rows[job_id]["priority"]), []).append(job_id)
+        for queue, job_ids in quick.items():
+            await ring_quickly(self._runtime.redis, queue, job_ids)
         await self._runtime.ring(
             execute_doorbells(
                 (job_id, candidate.provider, rows[job_id]["priority"], rows[job_id]["intent"], candidate.model)
                 for job_id, candidate in first.items()
+                if rows[job_id]["reply_to"] is None
             )
         )
 

@@ -30,10 +30,12 @@ from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.policyfile import Plan
 from policies.pricing import PRICE_VERSION
 from policies.routing import Request, output_limit
+from waybill.bells import hear, ring_quickly
 from waybill.broker import execute_doorbells
 from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState, Message, Usage, lane_name
 from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
+from waybill.names import provider_queue
 from waybill.streaming import publish_delta, publish_end
 from workers.admission import admit, give_back, park
 from workers.affording import afford
@@ -57,6 +59,8 @@ _SERVICE_OF_TIER = {
     "flex": "flex",
     "batch": "batch",
 }
+URGENT = 500
+"""Quick bells that one process answers at a time."""
 SHOW_TIMEOUT_S = 2.0
 """A Redis that hangs must not hold a stream up until the provider gives it up."""
 _ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
@@ -177,6 +181,29 @@ def _let_go(runtime: Runtime, leases: Mapping[str, Lease], *, keep: set[str]) ->
     for job_id, lease in leases.items():
         if job_id not in keep and runtime.leases.get(job_id) is lease:
             del runtime.leases[job_id]
+
+
+async def hear_urgent(runtime: Runtime, queues: Sequence[str]) -> None:
+    """Until cancelled or draining: run the jobs that quick bells ring for, `URGENT` bells at a time."""
+    seats = asyncio.Semaphore(URGENT)
+
+    async def run(job_ids: Sequence[str]) -> None:
+        try:
+            await execute(runtime, job_ids)
+        except Exception:  # the ledger goes on: control rings again for what was not claimed
+            log.exception("urgent jobs failed")
+        finally:
+            seats.release()
+
+    async for job_ids in hear(runtime.redis, queues):
+        for job_id in job_ids:  # one by one: who waits must not wait for another's claim to be parked or priced
+            await seats.acquire()
+            if runtime.draining.is_set():
+                await ring_quickly(runtime.redis, queues[0], [job_id])
+                return
+            task = asyncio.create_task(run([job_id]))
+            runtime.urgent.add(task)
+            task.add_done_callback(runtime.urgent.discard)
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
@@ -509,9 +536,15 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
         runtime.outbox.forget(attempt.job_id, attempt.number)
     if state is JobState.ROUTED:
         following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
-        await runtime.ring(
-            execute_doorbells([(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)])
-        )
+        if attempt.reply_to is not None:
+            queue = provider_queue(following.provider, attempt.priority)
+            await ring_quickly(runtime.redis, queue, [attempt.job_id])
+        else:
+            await runtime.ring(
+                execute_doorbells(
+                    [(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)]
+                )
+            )
     _log(attempt, settlement, state, seconds, cost)
     return f"{state.value} {attempt.intent} {attempt.candidate.model} {cost}"
 

@@ -141,6 +141,8 @@ class Runtime:
     off: Mapping[str, str] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     lanes: dict[str, Lane] = field(default_factory=dict)
+    urgent: set[asyncio.Task[None]] = field(default_factory=set)
+    """What runs because a quick bell rang."""
     draining: asyncio.Event = field(init=False)
     _counting: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
     _heartbeat: asyncio.Task[None] | None = None
@@ -209,6 +211,7 @@ class Runtime:
             self._heartbeat.cancel()
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self.urgent, return_exceptions=True)
         await self.writer.close()
         await self.outbox.close()
         await self.health.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -85,6 +86,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._written = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -115,11 +117,14 @@ class Writer:
         while self._queue or not self._closing:
             await self._wake.wait()
             self._wake.clear()
-            if not self._closing and len(self._queue) < BATCH:
+            # The first after a pause goes at once: somebody may wait for it, and there is nothing to share its commit with.
+            idle_s = time.monotonic() - self._written
+            if not self._closing and len(self._queue) < BATCH and idle_s < LINGER_S:
                 await asyncio.sleep(LINGER_S)
             while self._queue:
                 batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
                 await self._write(batch)
+                self._written = time.monotonic()
 
     async def _write(self, batch: Sequence[tuple[Settlement, asyncio.Future[JobState | None]]]) -> None:
         try:
