@@ -15,14 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from policies import patterns
 from policies.evaluate.answers import normalise
 from policies.fallback import FITS, Accept, Decision, Escalate, GiveUp, History
 from policies.grounding import Source, placeholder, ungrounded
@@ -107,9 +109,50 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             for key, value in node.items():
                 if key in ("$ref", "$dynamicRef") and isinstance(value, str) and not value.startswith("#"):
                     raise ValueError(f"refers to {value!r}; only references inside the schema (#...) are followed")
+                named = [value] if key == "pattern" and isinstance(value, str) else []
+                if key == "patternProperties" and isinstance(value, dict):
+                    named = list(value)
+                for pattern in named:
+                    why = patterns.problem(pattern)
+                    if why is not None:
+                        raise ValueError(f"has the pattern {_shorten(pattern)}, which {why}")
                 stack.append(value)
         elif isinstance(node, list):
             stack.extend(node)
+
+
+def _match(pattern: str, text: str) -> bool:
+    """Search, if that ends in time.
+
+    Raises:
+        re.error: Nobody knows whether it fits.
+    """
+    why = patterns.problem(pattern)
+    if why is None and len(text) > patterns.MOST_TEXT and not patterns.takes_long_texts(pattern):
+        why = f"is not tried on {len(text):,} characters"
+    if why is not None:
+        raise re.error(f"the pattern {_shorten(pattern)} {why}")
+    return re.search(pattern, text) is not None
+
+
+def _pattern(_: Any, pattern: str, instance: object, __: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not _match(pattern, instance):
+        yield ValidationError(f"{_shorten(instance)} does not match {_shorten(pattern)}")
+
+
+def _pattern_properties(
+    validator: Any, found: Mapping[str, Any], instance: object, _: Any
+) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for pattern, schema in found.items():
+            for key, value in instance.items():
+                if _match(pattern, key):
+                    yield from validator.descend(value, schema, path=key, schema_path=pattern)
+
+
+_Checker = validators.extend(  # type: ignore[no-untyped-call]  # its stubs leave it out
+    Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties}
+)
 
 
 def judge(asked: Asked, given: Given, history: History, local: LocalCheck | None = None) -> Decision:
@@ -235,7 +278,8 @@ def _schema_problem(schema: Mapping[str, Any], text: str) -> tuple[str | None, o
     except (ValueError, RecursionError):
         return f"{_shorten(text)} is not JSON", None
     try:
-        Draft202012Validator(schema).validate(data)
+        # With a registry of its own a validator never fetches what a schema refers to.
+        _Checker(schema, registry=Registry()).validate(data)
     except ValidationError as exc:
         return f"does not fit the schema at {_path(exc.absolute_path)}: {_shorten(exc.message)}", data
     except RecursionError:

@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from policies.goodenough import check_schema
 from producers.gateway.admin import parsed, plain
 from producers.gateway.body import parse_object, read_object
 from producers.gateway.errors import Kind, Refusal
@@ -80,11 +81,16 @@ def make_job(body: Mapping[str, Any], who: Principal) -> Job:
         str(body.get("priority", "interactive")), body.get("priority")
     )
     try:
-        return Job(**fields, tenant=who.tenant, key_id=who.key_id)
+        job = Job(**fields, tenant=who.tenant, key_id=who.key_id)
+        if job.json_schema is not None:
+            check_schema(job.json_schema)
+        return job
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Refusal(Kind.INVALID, first["msg"].removeprefix("Value error, "), param=where or None) from None
+    except ValueError as exc:
+        raise Refusal(Kind.INVALID, str(exc), param="json_schema") from None
 
 
 async def check_budgets(request: Request, who: Principal, run_id: str | None = None) -> None:

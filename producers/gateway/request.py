@@ -11,6 +11,7 @@ from starlette.requests import Request
 from policies.catalog import Model
 from policies.dialects.carry import Wanted, wanted
 from policies.dialects.neutral import Dialect, Unsupported
+from policies.goodenough import check_schema
 from policies.policyfile import Policy
 from producers.gateway.errors import Kind, Refusal
 from producers.gateway.models import AUTO, INTENT_PREFIX, unknown_model
@@ -20,6 +21,11 @@ from waybill.contract import Job, Priority, Wire
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """As at Anthropic (413 above it)."""
+SCHEMA_PARAMS: Final[dict[Dialect, str]] = {
+    "chat": "response_format",
+    "responses": "text.format",
+    "messages": "output_config.format",
+}
 DIRECT: Final = "direct"
 """The intent of a request for a concrete model that names none."""
 _VERSIONS: Final = ("2023-06-01", "2026-10-21")
@@ -75,6 +81,11 @@ def make_job(
             param=obstacle.param,
             code="unsupported_parameter",
         )
+    if asked.json_schema is not None:
+        try:
+            check_schema(asked.json_schema)
+        except ValueError as exc:
+            raise Refusal(Kind.INVALID, f"the schema {exc}", param=SCHEMA_PARAMS[dialect]) from None
     wire = Wire(
         dialect=dialect,
         body=body,
