@@ -151,6 +151,11 @@ class PriceBook:
         return None if rates is None else rates.cost(usage)
 
 
+def uncached(usage: Usage) -> Usage:
+    """The same tokens as if there were no prompt cache."""
+    return Usage(input_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens)
+
+
 def estimate_tokens(payload_bytes: int, bytes_per_token: float) -> int:
     """Prompt tokens that a text of this size makes, rounded up and with 10 % for the wire's own framing."""
     return int(payload_bytes / bytes_per_token * 1.1) + 16

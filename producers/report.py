@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 
     _Row = RowMapping | Mapping[str, Any]
 
-_SUMMED = ("answered", "attempts", "input_tokens", "output_tokens", "usd", "estimated_usd", "flagship_usd", "unpriced")
+_SUMMED = (
+    "answered", "attempts", "input_tokens", "output_tokens", "usd", "estimated_usd", "flagship_usd", "unpriced",
+    "routing_usd", "local_usd", "lane_usd", "prompt_cache_usd", "response_cache_usd", "unused_usd",
+)  # fmt: skip
+# What saved something, in the order in which it is taken off the flagship's price; the last one is what was lost again.
+_STACK = {
+    "routing": "a cheaper model than {flagship}",
+    "local": "our own model",
+    "lane": "a cheaper service than the interactive one",
+    "prompt_cache": "prompts read from the provider's cache",
+    "response_cache": "the same question, answered before",
+    "unused": "calls whose answer was not used",
+}
 
 
 @dataclass(slots=True)
@@ -35,6 +47,12 @@ class Sums:
     estimated_usd: Decimal = Decimal(0)
     flagship_usd: Decimal = Decimal(0)
     unpriced: int = 0
+    routing_usd: Decimal = Decimal(0)
+    local_usd: Decimal = Decimal(0)
+    lane_usd: Decimal = Decimal(0)
+    prompt_cache_usd: Decimal = Decimal(0)
+    response_cache_usd: Decimal = Decimal(0)
+    unused_usd: Decimal = Decimal(0)
 
     def add(self, other: _Row | Sums) -> None:
         """Add a row of LANE_TOTALS, or other sums."""
@@ -144,6 +162,7 @@ def summary(
         "unpriced": everything.unpriced,
         "estimated_usd": exact(everything.estimated_usd),
         "flagship": flagship,
+        "savings": stack(everything),
         "by_model": {model: _figures(sums) for model, sums in by_model.items()},
         "by_intent": {
             intent: {
@@ -158,6 +177,21 @@ def summary(
         "seconds": round(seconds, 3),
         "jobs_per_s": round(finished / seconds, 3) if seconds > 0 else None,
         "run_id": run_ids[0] if len(run_ids) == 1 else list(run_ids),
+    }
+
+
+def stack(sums: Sums) -> dict[str, Any]:
+    """What saved how much of the flagship's price, in USD and as a share of it; `unused` is negative.
+
+    The parts add up to `flagship_usd - usd` and the shares to `saved_ratio`, but for calls without a price.
+    """
+    parts = {name: getattr(sums, f"{name}_usd") * (-1 if name == "unused" else 1) for name in _STACK}
+    return {
+        name: {
+            "usd": exact(usd),
+            "ratio": round(float(usd / sums.flagship_usd), 6) if sums.flagship_usd else None,
+        }
+        for name, usd in parts.items()
     }
 
 
@@ -204,6 +238,7 @@ def show(report: Mapping[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 112)
     console.print(table(report, with_tokens=console.width >= 112))
+    console.print(savings_table(report))
 
 
 def table(report: Mapping[str, Any], *, with_tokens: bool = True) -> RenderableType:
@@ -245,6 +280,33 @@ def table(report: Mapping[str, Any], *, with_tokens: bool = True) -> RenderableT
     columns.add_row("[bold]all[/bold]", "", *_cells(everything, with_tokens), style="bold")
     columns.caption = _caption(report)
     columns.caption_justify = "left"
+    return columns
+
+
+def savings_table(report: Mapping[str, Any]) -> RenderableType:
+    """The savings stack: each part that saved or cost something, and what is left of the flagship's price."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    flagship = report.get("flagship") or "the flagship"
+    columns = Table(
+        title="What saved it, one after the other", title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+        pad_edge=False,
+    )  # fmt: skip
+    columns.add_column("By", no_wrap=True)
+    for heading in ("USD", "Share"):
+        columns.add_column(heading, justify="right", no_wrap=True)
+    columns.add_row(
+        f"all answers on {flagship}, interactive, nothing cached", f"{Decimal(report['flagship_usd']):.6f}", ""
+    )
+    for name, words in _STACK.items():
+        part = report["savings"][name]
+        if Decimal(part["usd"]):
+            share = "" if part["ratio"] is None else f"{-part['ratio']:.1%}"
+            columns.add_row(words.format(flagship=flagship), f"{-Decimal(part['usd']):.6f}", share)
+    saved = report["saved_ratio"]
+    paid = "" if saved is None else f"{1 - saved:.1%}"
+    columns.add_row("paid", f"{Decimal(report['usd']):.6f}", paid, style="bold")
     return columns
 
 

@@ -28,7 +28,7 @@ from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
 from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.policyfile import Plan
-from policies.pricing import PRICE_VERSION
+from policies.pricing import PRICE_VERSION, uncached
 from policies.routing import Request, output_limit
 from waybill.bells import hear, ring_quickly
 from waybill.broker import execute_doorbells
@@ -121,6 +121,8 @@ class Attempt:
     cost_usd: Decimal | None = Decimal(0)
     cost_source: CostSource = CostSource.NOTHING
     flagship_usd: Decimal | None = None
+    list_usd: Decimal | None = None
+    uncached_usd: Decimal | None = None
     settling: asyncio.Future[str] | None = None
 
     @property
@@ -445,9 +447,10 @@ def price(runtime: Runtime, attempt: Attempt) -> None:
     service = candidate.service if tier is None or candidate.service == "local" else _SERVICE_OF_TIER.get(tier, tier)
     attempt.cost_usd = runtime.prices.cost(model, service, attempt.usage, attempt.started_at)
     attempt.cost_source = CostSource.UNPRICED if attempt.cost_usd is None else CostSource.USAGE
-    attempt.flagship_usd = runtime.prices.cost(
-        runtime.policy.flagship, "interactive", attempt.usage, attempt.started_at
-    )
+    plain = uncached(attempt.usage)
+    attempt.flagship_usd = runtime.prices.cost(runtime.policy.flagship, "interactive", plain, attempt.started_at)
+    attempt.list_usd = runtime.prices.cost(model, "interactive", plain, attempt.started_at)
+    attempt.uncached_usd = runtime.prices.cost(model, service, plain, attempt.started_at)
 
 
 def assess(runtime: Runtime, attempt: Attempt) -> None:
@@ -671,6 +674,8 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
         cost_usd=attempt.cost_usd,
         cost_source=attempt.cost_source,
         flagship_usd=attempt.flagship_usd,
+        list_usd=attempt.list_usd,
+        uncached_usd=attempt.uncached_usd,
         price_version=PRICE_VERSION,
     )
 

@@ -41,6 +41,8 @@ class Settlement:
         attempt_state: How the call itself ended.
         usage: Of the call, None when there was none or it is unknown.
         cost_usd: None only with cost_source `unpriced`.
+        flagship_usd, list_usd, uncached_usd: The same tokens on the flagship, on this model, and on this lane, nothing
+            cached: what the savings stack subtracts from one another.
     """
 
     job_id: str
@@ -65,6 +67,8 @@ class Settlement:
     stop: str | None = None
     usage: Usage | None = None
     flagship_usd: Decimal | None = None
+    list_usd: Decimal | None = None
+    uncached_usd: Decimal | None = None
     price_version: str | None = None
 
 
@@ -185,6 +189,8 @@ def parameters(settlements: Sequence[Settlement]) -> dict[str, list[object]]:
         "costs": [s.cost_usd for s in settlements],
         "sources": [s.cost_source.value for s in settlements],
         "flagships": [s.flagship_usd for s in settlements],
+        "lists": [s.list_usd for s in settlements],
+        "uncacheds": [s.uncached_usd for s in settlements],
         "price_versions": [s.price_version for s in settlements],
     }
 

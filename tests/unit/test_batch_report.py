@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from producers.report import Totals, exact, summary, table
+from producers.report import Totals, exact, savings_table, summary, table
 
+PARTS = ("routing_usd", "local_usd", "lane_usd", "prompt_cache_usd", "response_cache_usd", "unused_usd")
 money = st.decimals(min_value=0, max_value=100, places=12)
 lanes = st.lists(
     st.fixed_dictionaries(
@@ -25,6 +26,7 @@ lanes = st.lists(
             "estimated_usd": money,
             "flagship_usd": money,
             "unpriced": st.integers(0, 2),
+            **dict.fromkeys(PARTS, money),
         }
     ),
     max_size=12,
@@ -35,7 +37,7 @@ def lane(model: str, answered: int, attempts: int, usd: str, flagship: str, **mo
     figures = {"intent": "extraction", "service": "interactive", "input_tokens": 10, "output_tokens": 5, "unpriced": 0}
     return figures | {
         "model": model, "answered": answered, "attempts": attempts, "usd": Decimal(usd),
-        "estimated_usd": Decimal(0), "flagship_usd": Decimal(flagship), **more,
+        "estimated_usd": Decimal(0), "flagship_usd": Decimal(flagship), **dict.fromkeys(PARTS, Decimal(0)), **more,
     }  # fmt: skip
 
 
@@ -105,9 +107,36 @@ def test_the_table_names_every_intent_and_model_and_what_is_unsure() -> None:
         assert part in text
 
 
+def test_the_savings_stack_says_what_saved_how_much_and_adds_up() -> None:
+    totals = Totals()
+    totals.add(
+        [
+            lane(
+                "cheap", 2, 3, "0.30", "2.00", routing_usd=Decimal("1.20"), lane_usd=Decimal("0.40"),
+                prompt_cache_usd=Decimal("0.15"), unused_usd=Decimal("0.05"),
+            ),
+            lane("cheap", 1, 1, "0", "1.00", service="reuse", routing_usd=Decimal("0.6"), response_cache_usd=Decimal("0.4")),
+            lane("ours", 1, 1, "0", "0.5", service="local", local_usd=Decimal("0.5")),
+        ],
+        states(succeeded=4),
+    )  # fmt: skip
+
+    report = summary(totals, ["r"], flagship="best-model")
+
+    stack = {name: Decimal(part["usd"]) for name, part in report["savings"].items()}
+    assert stack == {
+        "routing": Decimal("1.8"), "local": Decimal("0.5"), "lane": Decimal("0.4"),
+        "prompt_cache": Decimal("0.15"), "response_cache": Decimal("0.4"), "unused": Decimal("-0.05"),
+    }  # fmt: skip
+    assert sum(stack.values()) == Decimal(report["flagship_usd"]) - Decimal(report["usd"])
+    text = shown(report)
+    for part in ("best-model", "3.500000", "our own model", "-0.400000", "answered before", "0.050000", "8.6%"):
+        assert part in text
+
+
 def shown(report: dict[str, Any]) -> str:
     out = io.StringIO()
-    Console(file=out, width=140).print(table(report))
+    Console(file=out, width=140).print(table(report), savings_table(report))
     return out.getvalue()
 
 

@@ -73,13 +73,28 @@ select j.intent, a.model, a.service,
        coalesce(sum(a.cost_usd), 0) as usd,
        coalesce(sum(a.cost_usd) filter (where a.cost_source = 'estimated'), 0) as estimated_usd,
        coalesce(sum(a.flagship_usd), 0) as flagship_usd,
+       coalesce(sum(a.flagship_usd - s.list) filter (where a.provider <> 'local'), 0) as routing_usd,
+       coalesce(sum(a.flagship_usd - s.list) filter (where a.provider = 'local'), 0) as local_usd,
+       coalesce(sum(s.list - s.uncached), 0) as lane_usd,
+       coalesce(sum(s.uncached - a.cost_usd) filter (where a.service <> 'reuse'), 0) as prompt_cache_usd,
+       coalesce(sum(s.uncached) filter (where a.service = 'reuse'), 0) as response_cache_usd,
+       coalesce(sum(a.cost_usd) filter (where s.list is null), 0) as unused_usd,
        count(*) filter (where a.cost_source = 'unpriced') as unpriced
 from chosen join jobs j using (id) join attempts a on a.job_id = j.id
+-- Of answers only; one from before these figures were kept counts as if only its model had saved something.
+cross join lateral (
+    select case when a.flagship_usd is not null then coalesce(a.uncached_usd, a.cost_usd) end as uncached,
+           case when a.flagship_usd is not null then coalesce(a.list_usd, a.uncached_usd, a.cost_usd) end as list
+) s
 where a.state <> 'released'
 group by j.intent, a.model, a.service
 """
 )
-"""Attempts and money by intent and lane. `answered` = jobs whose answer that lane gave."""
+"""Attempts and money by intent and lane. `answered` = jobs whose answer that lane gave.
+
+What saved it, one after the other: another model than the flagship (`routing_usd`; `local_usd` where that is ours), another
+service than the interactive one, the provider's prompt cache, an earlier answer given again; less the calls whose answer
+was not used (`unused_usd`). The six add up to `flagship_usd - usd`, but for calls without a price."""
 
 JOB_TOTALS: Final = (
     _CHOSEN
