@@ -105,6 +105,47 @@ def pair_outcomes(
     return _pair(columns, models, name, tagged)
 
 
+@dataclass(frozen=True, slots=True)
+class GradedRow:
+    """One row of the long format as a grade; `usd` None where the file has no cost."""
+
+    item: str
+    intent: str
+    model: str
+    score: float
+    usd: float | None
+
+
+def gradable(columns: Mapping[str, Sequence[Any]], *, name: str) -> list[GradedRow]:
+    """The rows that have a score, checked; prompts and answers are not needed.
+
+    Raises:
+        BadOutcomes: A column is missing, a value is out of range, a row is there twice, or no row has a score.
+    """
+    needed = ("item_id", "intent", "model", "score")
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise BadOutcomes(f"{name}: missing columns: {', '.join(missing)}; needed: {', '.join((*needed, 'cost_usd'))}")
+    costs = columns.get("cost_usd") or [None] * len(columns["model"])
+    rows: dict[tuple[str, str], GradedRow] = {}
+    for item, intent, model, score, cost in zip(*(columns[column] for column in needed), costs, strict=True):
+        if score is None:
+            continue
+        value, usd = float(score), None if cost is None else float(cost)
+        if not 0.0 <= value <= 1.0:
+            raise BadOutcomes(f"{name}: item {item}, model {model}: score {value:g} is outside 0..1")
+        if usd is not None and not 0.0 <= usd < float("inf"):
+            raise BadOutcomes(f"{name}: item {item}, model {model}: cost_usd {usd:g} is not a price")
+        if item is None or intent is None or model is None:
+            raise BadOutcomes(f"{name}: item {item}, model {model}: item_id, intent and model must not be null")
+        if (str(item), str(model)) in rows:
+            raise BadOutcomes(f"{name}: item {item} has two outcomes of {model}; keep one row per item and model")
+        rows[str(item), str(model)] = GradedRow(str(item), str(intent), str(model), value, usd)
+    if not rows:
+        raise BadOutcomes(f"{name}: no labels (every score is null); record or judge the answers first")
+    return list(rows.values())
+
+
 def unknown_columns(columns: Mapping[str, object]) -> list[str]:
     """Return the columns that the long format does not have."""
     return [column for column in columns if column not in REQUIRED + OPTIONAL]

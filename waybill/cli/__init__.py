@@ -14,6 +14,11 @@ _VERBS = {
     "demo": ("waybill.cli.demo", "demo", "Run everything once on sample documents and show what it cost."),
     "up": ("waybill.cli.up", "up", "Run all processes of the fleet on this machine."),
     "run": ("waybill.cli.run", "run", "Carry a folder or table of documents through the fleet."),
+    "compare": (
+        "waybill.cli.compare",
+        "compare",
+        "Ask several models about a sample before a run: price and agreement.",
+    ),
     "savings": ("waybill.cli.savings", "savings", "Show what was saved, against whom and at what quality."),
     "why": ("waybill.cli.why", "why", "Tell the whole story of a job from the ledger."),
     "status": ("waybill.cli.status", "status", "Show lanes, intents and the latest changes of route on one screen."),

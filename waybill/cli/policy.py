@@ -1,4 +1,4 @@
-"""`waybill policy`: measure a router on recorded outcomes, and the intent classifier on labelled prompts.
+"""`waybill policy`: measure a router on recorded outcomes, and the intent classifier on labelled prompts; more verbs in outcomes.py.
 
 Reads and writes the files and prints; every figure is made in `policies/evaluate` and `policies/intents`.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from waybill.cli.outcomes import import_, outcomes, replay, shadow
 
 if TYPE_CHECKING:
     from policies.evaluate.baselines import Measured
@@ -74,7 +76,7 @@ def evaluate(
     _check_folders(json_path, plot_path)
     names = [name.strip() for name in pool.split(",") if name.strip()]
     try:
-        columns = {path: _read(path) for path in (train_path, test_path)}
+        columns = {path: read_columns(path) for path in (train_path, test_path)}
         train, test = (
             pair_outcomes(columns[path], flagship=flagship.strip(), pool=names, name=path.name, tagged=not no_intent)
             for path in (train_path, test_path)
@@ -82,11 +84,11 @@ def evaluate(
         report = run(train, test, target=target, seed=seed, name=train_path.name)
     except BadOutcomes as exc:
         raise BadInput(str(exc)) from None
-    for path, outcomes in ((train_path, train), (test_path, test)):
+    for path, paired in ((train_path, train), (test_path, test)):
         if ignored := unknown_columns(columns[path]):
             click.echo(f"{path.name}: unknown columns ignored: {', '.join(ignored)}", err=True)
-        if outcomes.left_out:
-            click.echo(f"{path.name}: {outcomes.left_out} items left out, some model has no outcome there", err=True)
+        if paired.left_out:
+            click.echo(f"{path.name}: {paired.left_out} items left out, some model has no outcome there", err=True)
     _print_report(report, flagship=flagship)
     if report.lacking:
         click.echo(describe_lacking(report.lacking, target), err=True)
@@ -114,7 +116,7 @@ def intents(*, train_path: Path, test_path: Path, json_path: Path | None, model_
     from policies.intents.measure import BadIntents, check_labels, measure_intents
 
     _check_folders(json_path, model_path)
-    columns = {path: _read(path) for path in (train_path, test_path)}
+    columns = {path: read_columns(path) for path in (train_path, test_path)}
     try:
         learned = check_labels(columns[train_path], name=train_path.name, to_learn=True)
         asked = check_labels(columns[test_path], name=test_path.name, to_learn=False)
@@ -145,7 +147,16 @@ def train_intents(*, model_path: Path) -> None:
     click.echo(f"{model_path}: {len(pairs)} prompts, {len(classifier.labels)} intents")
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
+for _verb in (outcomes, import_, replay, shadow):
+    policy.add_command(_verb)
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """All columns of a Parquet file.
+
+    Raises:
+        BadInput: It is none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

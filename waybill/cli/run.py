@@ -82,7 +82,7 @@ def run(input_path: Path, report_file: Path | None, sandbox: bool, **options: An
 
     settings = Settings.from_env()
     _check_report(report_file)
-    spec = _spec(BatchSpec, input_path, options, settings)
+    spec = make_spec(BatchSpec, input_path, options, settings)
     outcome = asyncio.run(_run(spec, settings, sandbox=sandbox))
     _tell(outcome, report_file)
     sys.exit(outcome.exit_code)
@@ -151,7 +151,7 @@ def _tell(outcome: BatchOutcome, report_file: Path | None) -> None:
 # --- what the command line names --------------------------------------------------------------------------------------
 
 
-def _spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], settings: Settings) -> BatchSpec:
+def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], settings: Settings) -> BatchSpec:
     from producers.policy import load_policy
     from waybill.contract import Priority
 
