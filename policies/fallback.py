@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from waybill.contract import Candidate
+from waybill.contract import BATCH_SERVICE, Candidate
 from waybill.errors import Broken, ProviderError, Rejected, Throttled, Unavailable
 
 PARK_MAX_S = 60.0
 """A wait longer than this moves the job to another lane, where there is one."""
+CHEAP_TRIES = 3
+"""How often a cheap lane is tried in a row when it does not answer."""
+CAPACITY_TRIES = 8
+CAPACITY_BASE_S = 15.0
+CAPACITY_MAX_S = 900.0
+"""Waits when the flex tier has no capacity: 15 s doubling to 15 min, three quarters of an hour in all."""
 _RETRY_BASE_S = 0.5
 _RETRY_MAX_S = 20.0
 
@@ -89,6 +95,7 @@ class History:
         same_lane: How often this lane has been tried in a row, this attempt included.
         streamed: Whether the waiting client has already seen a part of the answer.
         slack_s: Seconds to the deadline, None without one.
+        due_s: Seconds until the answer is wanted, where cheaper lanes may use the time; else None.
     """
 
     route: Sequence[Candidate]
@@ -98,11 +105,25 @@ class History:
     same_lane: int = 1
     streamed: bool = False
     slack_s: float | None = None
+    due_s: float | None = None
 
     @property
     def has_next(self) -> bool:
         """Whether another candidate is left."""
         return self.index + 1 < len(self.route)
+
+    @property
+    def other_model(self) -> int | None:
+        """The next candidate that is another model; None = there is none. Lanes of the same model answer alike."""
+        here = self.route[self.index].model
+        return next((at for at in range(self.index + 1, len(self.route)) if self.route[at].model != here), None)
+
+    def may_stay(self, wait_s: float, most_tries: int) -> bool:
+        """Whether a cheap lane may be tried again after a wait: then it still has time enough to answer."""
+        again_s = self.route[self.index].again_s
+        if again_s is None or self.same_lane >= most_tries:
+            return False
+        return self.due_s is not None and self.due_s - wait_s > again_s
 
     @property
     def lane(self) -> str:
@@ -131,6 +152,12 @@ def decide(failure: ProviderError, history: History, *, jitter: float) -> Decisi
     if isinstance(failure, Throttled):
         return _after_throttling(failure, history, jitter)
     if isinstance(failure, Unavailable | Broken):
+        if isinstance(failure, Unavailable) and failure.billed is False:
+            wait_s = (
+                0.0 if history.route[history.index].service == BATCH_SERVICE else _backoff(history.same_lane, jitter)
+            )
+            if history.may_stay(wait_s, CHEAP_TRIES):
+                return Retry(wait_s, f"{history.lane}: {failure}; there is time to try the cheap lane again")
         if history.has_next:
             return _reroute(failure, history)
         return _retry(failure, history, jitter)
@@ -158,7 +185,12 @@ def asked_to_wait(failure: ProviderError, jitter: float) -> float:
 
 
 def _after_rejection(failure: Rejected, history: History) -> Decision:
-    # A request that one model refuses (too long, a feature it lacks) may suit another; so may another account.
+    # A request that one model refuses (too long, a feature it lacks) may suit another, not another lane of the same model.
+    if not failure.account_wide and history.route[history.index].again_s is not None:
+        other = history.other_model
+        if other is None or history.used >= history.max_attempts:
+            return GiveUp(failure.code, f"{history.lane}: {failure}")
+        return Reroute(other, f"{history.lane}: {failure} -> {history.route[other].model}")
     if history.has_next and history.used < history.max_attempts:
         return _reroute(failure, history)
     return GiveUp(failure.code if not failure.account_wide else "account", f"{history.lane}: {failure}")
@@ -166,6 +198,14 @@ def _after_rejection(failure: Rejected, history: History) -> Decision:
 
 def _after_throttling(failure: Throttled, history: History, jitter: float) -> Decision:
     asked = failure.retry_after_s
+    if failure.code == "no_capacity" and history.route[history.index].again_s is not None:
+        wait = max(
+            asked or 0.0, min(CAPACITY_MAX_S, CAPACITY_BASE_S * 2 ** (history.same_lane - 1)) * (0.5 + 0.5 * jitter)
+        )
+        if history.may_stay(wait, CAPACITY_TRIES):
+            return Snooze(wait, f"{history.lane} has no cheap capacity: later, in {wait:.0f} s; there is time")
+        if history.has_next:
+            return _reroute(failure, history)
     wait = _backoff(history.same_lane, jitter) if asked is None else asked_to_wait(failure, jitter)
     too_long = wait > PARK_MAX_S or (history.slack_s is not None and wait > history.slack_s)
     if history.has_next and (too_long or history.same_lane >= 3):

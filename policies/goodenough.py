@@ -198,12 +198,14 @@ def _judge_whole(asked: Asked, given: Given, history: History, data: object, loc
 
 
 def _may_escalate(history: History) -> bool:
-    return not history.streamed and history.has_next and history.used < history.max_attempts
+    return not history.streamed and history.other_model is not None and history.used < history.max_attempts
 
 
 def _escalate(history: History, problem: str, detail: Mapping[str, Any] | None = None) -> Escalate:
-    following = history.route[history.index + 1]
-    return Escalate(history.index + 1, f"{history.lane}: {problem} -> {following.model}", detail)
+    index = history.other_model
+    assert index is not None  # _may_escalate has looked
+    following = history.route[index]
+    return Escalate(index, f"{history.lane}: {problem} -> {following.model}", detail)
 
 
 def _soft_problem(asked: Asked, data: object) -> str | None:

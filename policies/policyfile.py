@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from policies.batching import BatchRules
 from policies.catalog import CATALOG, Model
+from policies.lanes import LaneRules
 from policies.limits import LimitSpec, limit_class
 from policies.reuse import Reuse
 from waybill.errors import ConfigError
@@ -69,6 +71,8 @@ class Policy:
         quality: Share of the flagship's quality that plans learned from outcomes must keep; None = nothing is learned.
         explore: Share of batch jobs that get another model of their chain first, to learn from.
         reuse: When an earlier answer may be given again.
+        lanes: How lanes are chosen.
+        batches: How provider batches are made.
     """
 
     version: str
@@ -81,6 +85,8 @@ class Policy:
     quality: float | None = None
     explore: float = 0.0
     reuse: Reuse = field(default_factory=Reuse)
+    lanes: LaneRules = field(default_factory=LaneRules)
+    batches: BatchRules = field(default_factory=BatchRules)
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -138,6 +144,14 @@ class _Reader:
             raise self.fail(f"{prefix}{key}", f"must be a share above 0 and up to 1, such as 0.99, not {value!r}")
         return float(value)
 
+    def seconds(
+        self, table: Mapping[str, Any], prefix: str, key: str, default: float, low: float, high: float
+    ) -> float:
+        value = table.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise self.fail(f"{prefix}{key}", f"must be seconds from {low:g} to {high:g}, not {value!r}")
+        return float(value)
+
     def price(self, table: Mapping[str, Any], prefix: str, key: str, default: Decimal | None = None) -> Decimal:
         value = table.get(key, default)
         if value is None:
@@ -151,7 +165,20 @@ class _Reader:
         return price
 
 
-_TOP = ("version", "flagship", "quality", "explore", "max_attempts", "intents", "models", "prices", "limits", "reuse")
+_TOP = (
+    "version",
+    "flagship",
+    "quality",
+    "explore",
+    "max_attempts",
+    "intents",
+    "models",
+    "prices",
+    "limits",
+    "reuse",
+    "lanes",
+    "batches",
+)
 _PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality", "grounded", "compare")
 _MODEL = (
     "provider",
@@ -175,6 +202,8 @@ _LIMITS = (
     "output_counted",
 )
 _REUSE = ("ttl_s", "max_answer_bytes", "max_questions")
+_LANES = ("target", "services")
+_BATCHES = ("max_rows", "max_bytes", "enqueued_tokens", "linger_s", "poll_s", "lost_after_s")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -223,6 +252,8 @@ def parse(text: str, source: str) -> Policy:
         quality=read.share(data, "", "quality"),
         explore=read.share(data, "", "explore") or 0.0,
         reuse=_reuse(read, data.get("reuse", {})),
+        lanes=_lanes(read, data.get("lanes", {})),
+        batches=_batches(read, data.get("batches", {})),
     )
 
 
@@ -359,4 +390,30 @@ def _reuse(read: _Reader, table: object) -> Reuse:
         ttl_s=read.integer(table, "reuse.", "ttl_s", int(usual.ttl_s), 0, 366 * 86_400),
         max_answer_bytes=read.integer(table, "reuse.", "max_answer_bytes", usual.max_answer_bytes, 1, 2**30),
         max_questions=read.integer(table, "reuse.", "max_questions", usual.max_questions, 1, 10**9),
+    )
+
+
+def _lanes(read: _Reader, table: object) -> LaneRules:
+    if not isinstance(table, dict):
+        raise read.fail("lanes", "must be a table: [lanes]")
+    read.known(table, "lanes.", _LANES)
+    usual = LaneRules()
+    services = table.get("services", list(usual.services))
+    if not isinstance(services, list) or not set(map(str, services)) <= set(usual.services):
+        raise read.fail("lanes.services", f"must be a list out of {', '.join(usual.services)}; [] = interactive only")
+    return LaneRules(read.share(table, "lanes.", "target") or usual.target, tuple(services))
+
+
+def _batches(read: _Reader, table: object) -> BatchRules:
+    if not isinstance(table, dict):
+        raise read.fail("batches", "must be a table: [batches]")
+    read.known(table, "batches.", _BATCHES)
+    usual, name = BatchRules(), "batches."
+    return BatchRules(
+        max_rows=read.integer(table, name, "max_rows", usual.max_rows, 1, 50_000),
+        max_bytes=read.integer(table, name, "max_bytes", usual.max_bytes, 1_000_000, 150_000_000),
+        enqueued_tokens=read.integer(table, name, "enqueued_tokens", usual.enqueued_tokens, 1, 10**12),
+        linger_s=read.seconds(table, name, "linger_s", usual.linger_s, 0, 3600),
+        poll_s=read.seconds(table, name, "poll_s", usual.poll_s, 0.1, 3600),
+        lost_after_s=read.seconds(table, name, "lost_after_s", usual.lost_after_s, 1, 3600),
     )

@@ -1,14 +1,20 @@
-"""Job + what the fleet can do now -> ordered candidates, each with its reason. First version: the policy file's chains."""
+"""Job + what the fleet can do now -> ordered candidates, each with its reason.
+
+`route` puts the models of the policy file's chain in order; `with_lanes` then says by which service each is asked
+(policies/lanes.py weighs them).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 
 from policies.catalog import Model
 from policies.detour import may_wait, next_open
 from policies.health import Outage
+from policies.lanes import ALL_MODELS, EVEN, Choice, Latency, Offer, Times, choose
 from policies.policyfile import Plan, Policy
 from policies.pricing import PriceBook, estimate_tokens
 from waybill.contract import Candidate, Usage, lane_name
@@ -27,6 +33,7 @@ class Request:
         max_output_tokens: As the job asks, or None.
         slack_s: Seconds to the deadline, or None.
         priority: `hi` or `lo`.
+        due_s: Seconds in which the answer is wanted; None = at once, so that no cheaper lane comes into question.
     """
 
     intent: str
@@ -37,6 +44,7 @@ class Request:
     max_output_tokens: int | None = None
     slack_s: float | None = None
     priority: str = "hi"
+    due_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +52,18 @@ class Snapshot:
     """What the fleet can do now.
 
     Attributes:
-        off: Providers that are off, with the reason ("no ANTHROPIC_API_KEY").
+        off: Providers that are off, with the reason ("no ANTHROPIC_API_KEY"); `batch` where nobody serves that lane.
         now: Time of the decision: prices depend on it.
         providers: Those that are drained by hand or refuse our account.
         lanes: Those that are not simply to be taken, by name.
+        times: How long lanes took of late, by name; `provider/*/service` is all models together.
     """
 
     off: Mapping[str, str]
     now: datetime
     providers: Mapping[str, Outage] = field(default_factory=dict)
     lanes: Mapping[str, Outage] = field(default_factory=dict)
+    times: Mapping[str, Latency] = field(default_factory=dict)
 
     def outage(self, candidate: Candidate) -> Outage | None:
         """What stands against a lane now; None = nothing."""
@@ -187,6 +197,14 @@ def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snaps
     return None
 
 
+def likely_usage(request: Request, model: Model, plan: Plan | None) -> Usage:
+    """Upper estimate of what one attempt uses."""
+    return Usage(
+        input_tokens=estimate_tokens(request.payload_bytes, model.bytes_per_token),
+        output_tokens=output_limit(request, model, plan),
+    )
+
+
 def _candidate(
     request: Request,
     model: Model,
@@ -198,10 +216,7 @@ def _candidate(
     reason: str,
 ) -> Candidate:
     service = "local" if model.provider == "local" else "interactive"
-    usage = Usage(
-        input_tokens=estimate_tokens(request.payload_bytes, model.bytes_per_token),
-        output_tokens=output_limit(request, model, plan),
-    )
+    usage = likely_usage(request, model, plan)
     estimate = prices.cost(model.id, service, usage, snapshot.now)
     return Candidate(
         provider=model.provider,
@@ -210,5 +225,76 @@ def _candidate(
         reason=reason if first else f"next in the chain of {request.intent}",
         # An unpriced model is booked at the most an unknown call could be thought of: nothing is known, so 0 would lie;
         # the attempt itself says `unpriced`. The estimate only serves attempts whose worker was lost.
-        **({} if estimate is None else {"estimate_usd": estimate}),
+        estimate_usd=Decimal(0) if estimate is None else estimate,
     )
+
+
+# --- the service of each candidate ------------------------------------------------------------------------------------
+
+
+def with_lanes(
+    found: Route, request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBook
+) -> tuple[Route, list[dict[str, object]]]:
+    """Put the cheap lane of each model before its interactive one, where that is the better choice.
+
+    Args:
+        found: As `route` made it: every candidate interactive or local.
+        request: The same.
+        policy: The same.
+        snapshot: The same.
+        prices: The same.
+
+    Returns:
+        The route, and what was weighed for its first model (empty where nothing was to be chosen).
+    """
+    due_s = request.due_s
+    if due_s is None or due_s <= 0:
+        return found, []
+    candidates: list[Candidate] = []
+    weighed: list[dict[str, object]] = []
+    reason = found.reason
+    for candidate in found.candidates:
+        cheaper = _cheaper(candidate, request, policy, snapshot, prices)
+        if cheaper:
+            last = Offer("interactive", candidate.estimate_usd, _times(candidate, snapshot))
+            choice = choose(last, cheaper, due_s=due_s, target=policy.lanes.target)
+            is_first = not candidates
+            if is_first:
+                weighed = [one.as_json() | {"taken": one is choice.taken} for one in choice.weighed]
+                reason = f"{found.reason}; {choice.reason}"
+            if choice.taken.service != "interactive":
+                candidates.append(_by_cheaper(candidate, choice, snapshot, reason if is_first else choice.reason))
+        candidates.append(candidate)
+    return replace(found, candidates=tuple(candidates), reason=reason), weighed
+
+
+def _cheaper(
+    candidate: Candidate, request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBook
+) -> list[Offer]:
+    """The other lanes of the candidate's model that are open and have a price."""
+    model = policy.models[candidate.model]
+    if candidate.service != "interactive" or candidate.estimate_usd == 0:
+        return []
+    usage = likely_usage(request, model, policy.plans.get(request.intent))
+    offers = []
+    for service in policy.lanes.services:
+        lane = replace(candidate, service=service)
+        if service not in model.services or service in snapshot.off or snapshot.outage(lane) is not None:
+            continue
+        usd = prices.cost(model.id, service, usage, snapshot.now)
+        if usd is not None:
+            wait_s = policy.batches.linger_s if service == "batch" else 0.0
+            offers.append(Offer(service, usd, _times(lane, snapshot), wait_s))
+    return offers
+
+
+def _by_cheaper(candidate: Candidate, choice: Choice, snapshot: Snapshot, reason: str) -> Candidate:
+    lane = replace(candidate, service=choice.taken.service, estimate_usd=choice.taken.usd, reason=reason)
+    leave_s = choice.taken.leave_s
+    again_s = leave_s + _times(lane, snapshot).needs_s(EVEN)
+    return replace(lane, leave_s=round(leave_s, 1), again_s=round(again_s, 1))
+
+
+def _times(candidate: Candidate, snapshot: Snapshot) -> Times:
+    own, pool = (lane_name(candidate.provider, model, candidate.service) for model in (candidate.model, ALL_MODELS))
+    return Times(candidate.service, snapshot.times.get(own), snapshot.times.get(pool))

@@ -65,6 +65,7 @@ class BatchSpec:
         local_only_column: Column that says so row by row (true/false).
         tenant: None = the client's.
         deadline_s: Seconds after which a row's answer is of no use, from its submission.
+        latency: How soon answers are wanted, see `Job.latency`.
         priority: Batch work goes after interactive work.
         limit: Only the first rows.
         id_column: Column with the row's own id: part of the row's identity, and shown by `waybill why`.
@@ -90,6 +91,7 @@ class BatchSpec:
     local_only_column: str | None = None
     tenant: str | None = None
     deadline_s: float | None = None
+    latency: str | None = None
     priority: Priority = Priority.BATCH
     limit: int | None = None
     id_column: str | None = None
@@ -313,6 +315,7 @@ def _shared_fields(spec: BatchSpec, client: AsyncClient) -> Mapping[str, Any]:
         "priority": spec.priority,
         "max_output_tokens": spec.max_output_tokens,
         "deadline_s": spec.deadline_s,
+        "latency": spec.latency,
         "reuse": not spec.fresh,
     } | ({} if spec.tenant is None else {"tenant": spec.tenant})
     try:

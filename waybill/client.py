@@ -250,6 +250,7 @@ class AsyncClient:
                 "needs": [",".join(_needs(job)) for job in jobs],
                 "streams": [job.stream for job in jobs],
                 "deadlines": [job.deadline_s for job in jobs],
+                "dues": [job.due_s for job in jobs],
                 "payloads": payloads,
                 "key_ids": [job.key_id for job in jobs],
                 "questions": [question(job) for job in jobs],

@@ -19,6 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
 """A job's request as JSON. The largest context on offer (1.05 M tokens) is about 4 MB of text."""
 MAX_SCHEMA_DEPTH: Final = 64
+BATCH_SERVICE: Final = "batch"
+PATIENT_S: Final = 3600.0
+"""Who gives interactive work at least this long until its deadline does not sit and wait for it."""
+LATENCY_S: Final[Mapping[str, float | None]] = {"interactive": None, "minutes": 900, "hours": 6 * 3600, "day": 86400}
+"""What the words of `Job.latency` stand for, in seconds; None = at once."""
 
 
 class Priority(StrEnum):
@@ -231,7 +236,11 @@ class Job(BaseModel):
         local_only: The text must not leave this machine's models (sensitive data).
         priority: Interactive work goes before batch work.
         max_output_tokens: Upper bound for the answer, thinking included; None = the intent's default.
-        deadline_s: Seconds from submission after which the answer is of no use; None = no deadline.
+        deadline_s: Seconds from submission after which the answer is of no use; None = no deadline. Time that is left until
+            then is used to save: half-price lanes are taken that make it (batch work always, interactive work from an
+            hour on).
+        latency: How soon the answer is wanted: `interactive` (at once), `minutes` (15), `hours` (6), `day`. A wish that
+            chooses lanes, not a deadline: a later answer is still an answer. None = as `deadline_s` says.
         idempotency_key: Same tenant and key = same job, however often it is submitted.
         tenant: Whose job it is (accounting, isolation).
         key_id: Of the API key it was handed over with (set by the gateway; no part of the request), None without one.
@@ -256,6 +265,7 @@ class Job(BaseModel):
     priority: Priority = Priority.INTERACTIVE
     max_output_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     deadline_s: float | None = Field(default=None, gt=0, le=30 * 86400)
+    latency: Literal["interactive", "minutes", "hours", "day"] | None = None
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
     tenant: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     key_id: str | None = Field(default=None, max_length=100, exclude=True)
@@ -322,6 +332,17 @@ class Job(BaseModel):
             raise ValueError("`labels` needs 2 to 100 different labels")
         return self
 
+    @property
+    def due_s(self) -> float | None:
+        """Seconds from submission in which the answer is wanted; None = as soon as may be."""
+        if self.stream or self.wire is not None or self.latency == "interactive":
+            return None
+        wish = LATENCY_S[self.latency] if self.latency is not None else None
+        if wish is not None:
+            return wish if self.deadline_s is None else min(wish, self.deadline_s)
+        is_patient = self.priority is Priority.BATCH or (self.deadline_s or 0) >= PATIENT_S
+        return self.deadline_s if is_patient else None
+
     def payload(self) -> str:
         """The request as the ledger keeps it: ASCII JSON, so that NUL and any Unicode come back as they were."""
         return json.dumps(self.model_dump(mode="json", exclude_defaults=True), separators=(",", ":"), allow_nan=False)
@@ -355,11 +376,13 @@ class Candidate:
     """One way a job may go: a lane with what it is expected to cost and why it stands here.
 
     Attributes:
-        provider: Whose queue carries it.
+        provider: Whose model it is.
         model: Catalogue id, which is also what the provider is asked for.
         service: `interactive`, `flex`, `batch` or `local`.
         reason: Why this candidate is in the route, for people.
         estimate_usd: Upper estimate of one attempt; what an attempt of unknown outcome is booked at.
+        leave_s: Cheap lanes: so long before it is due the job goes on to the model's interactive lane.
+        again_s: Cheap lanes: with more time than this a job that was not done goes to the same lane again.
     """
 
     provider: str
@@ -367,19 +390,28 @@ class Candidate:
     service: str
     reason: str
     estimate_usd: Decimal = Decimal(0)
+    leave_s: float | None = None
+    again_s: float | None = None
 
-    def as_json(self) -> dict[str, str]:
+    @property
+    def carrier(self) -> str:
+        """Whose queue it waits in: the provider's, or `batch` for provider batches."""
+        return BATCH_SERVICE if self.service == BATCH_SERVICE else self.provider
+
+    def as_json(self) -> dict[str, Any]:
         """As the ledger keeps it (`jobs.route`)."""
+        times = {"leave_s": self.leave_s, "again_s": self.again_s}
         return {
             "provider": self.provider,
             "model": self.model,
             "service": self.service,
             "reason": self.reason,
             "estimate_usd": str(self.estimate_usd),
+            **{name: seconds for name, seconds in times.items() if seconds is not None},
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, str]) -> Candidate:
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
         """The inverse of `as_json`."""
         return cls(
             provider=data["provider"],
@@ -387,6 +419,8 @@ class Candidate:
             service=data["service"],
             reason=data["reason"],
             estimate_usd=Decimal(data["estimate_usd"]),
+            leave_s=data.get("leave_s"),
+            again_s=data.get("again_s"),
         )
 
 

@@ -13,6 +13,9 @@ EXECUTE_TASK: Final = "waybill.execute"
 DISPATCH_QUEUE: Final = "dispatch"
 PROVIDERS: Final = ("anthropic", "openai", "local")
 CLASSES: Final = ("hi", "lo")
+BATCH_QUEUE: Final = "batch"
+"""Doorbells of jobs that wait for a provider batch, of all providers and classes."""
+BATCH_PROVIDERS: Final = ("anthropic", "openai")
 
 DISPATCH_CHUNK: Final = 100
 """Job ids in one message to the dispatcher (reference figure: 34 us a job at 100 against 1,149 at 1)."""
@@ -21,13 +24,13 @@ EXECUTE_CHUNK: Final = 10
 
 
 def provider_queue(provider: str, klass: str) -> str:
-    """The queue of a provider for a class: `hi` waits for nobody, `lo` fills the rest."""
-    return f"{provider}.{klass}"
+    """The queue of a provider for a class: `hi` waits for nobody, `lo` fills the rest. The batch lane has one for all."""
+    return BATCH_QUEUE if provider == BATCH_QUEUE else f"{provider}.{klass}"
 
 
 def all_queues() -> tuple[str, ...]:
     """Every queue that exists, the dispatcher's first. Nothing else is ever declared."""
-    return (DISPATCH_QUEUE, *(provider_queue(p, c) for p in PROVIDERS for c in CLASSES))
+    return (DISPATCH_QUEUE, *(provider_queue(p, c) for p in PROVIDERS for c in CLASSES), BATCH_QUEUE)
 
 
 REDIS_PREFIX: Final = "waybill:"

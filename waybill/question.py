@@ -13,7 +13,9 @@ from typing import Final
 
 from waybill.contract import Job
 
-NOT_ASKED: Final = frozenset({"priority", "deadline_s", "idempotency_key", "stream", "reuse", "metadata", "key_id"})
+NOT_ASKED: Final = frozenset(
+    {"priority", "deadline_s", "latency", "idempotency_key", "stream", "reuse", "metadata", "key_id"}
+)
 """Fields that say who waits for the answer and how, and never reach a model."""
 
 

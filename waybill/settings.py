@@ -69,8 +69,11 @@ class Settings(BaseModel):
     drain_s: float = Field(default=45, ge=0)
     """On SIGTERM: how long a worker waits for its calls before handing the rest back."""
     max_payload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    providers: str | None = Field(default=None, pattern=r"^(anthropic|openai|local)(,(anthropic|openai|local))*$")
-    """Providers that have workers, with commas, for a dispatcher on another machine; None = those it could serve itself."""
+    providers: str | None = Field(
+        default=None, pattern=r"^(anthropic|openai|local|batch)(,(anthropic|openai|local|batch))*$"
+    )
+    """Providers that have workers (and `batch`, where the batch lane has one), with commas, for a dispatcher on another
+    machine; None = those it could serve itself."""
     heartbeat_file: Path | None = None
     """Written every 5 s by worker, dispatcher and control, read by `waybill probe`; None = none."""
     gateway_address: str = "127.0.0.1"

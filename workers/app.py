@@ -6,14 +6,24 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready
 
 from waybill.broker import celery_config
 from waybill.errors import ConfigError
-from waybill.names import CLASSES, DISPATCH_QUEUE, DISPATCH_TASK, EXECUTE_TASK, all_queues
+from waybill.names import (
+    BATCH_PROVIDERS,
+    BATCH_QUEUE,
+    CLASSES,
+    DISPATCH_QUEUE,
+    DISPATCH_TASK,
+    EXECUTE_TASK,
+    all_queues,
+)
 from waybill.settings import Settings
+from workers.batchlane.lane import BatchLane
 from workers.dispatch import Dispatcher
 from workers.execute import execute, hear_urgent
 from workers.guard import TRANSPORT
@@ -33,7 +43,7 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
     unknown = [queue for queue in queues if queue not in all_queues()]
     if unknown or not queues:
         raise ConfigError(f"no queue {', '.join(unknown) or '(none given)'}; there are: {', '.join(all_queues())}")
-    names = tuple(dict.fromkeys(queue.partition(".")[0] for queue in queues if queue != DISPATCH_QUEUE))
+    names = tuple(dict.fromkeys(name for queue in queues for name in _providers_of(queue)))
     app = Celery("waybill", set_as_current=True)
     broker_url = settings.require_broker_url()
     app.conf.update(celery_config(broker_url))
@@ -46,12 +56,30 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
     dispatcher = Dispatcher(runtime)
     if DISPATCH_QUEUE in queues:
         runtime.background += [dispatcher.look_by_itself, dispatcher.hear_quickly, dispatcher.keep_learning]
+        runtime.background.append(dispatcher.keep_times)
     urgent = [queue for queue in queues if queue.endswith(f".{CLASSES[0]}")]
     if urgent:
         runtime.background.append(functools.partial(hear_urgent, runtime, urgent))
     async_task(app, DISPATCH_TASK, dispatcher.hear)
-    async_task(app, EXECUTE_TASK, functools.partial(execute, runtime))
+    batch_lane = BatchLane(runtime) if BATCH_QUEUE in queues else None
+    if batch_lane is not None:
+        runtime.background.append(batch_lane.run)
+
+    async def hear(job_ids: Sequence[str]) -> Any:
+        told = await execute(runtime, job_ids)
+        if batch_lane is not None:
+            batch_lane.hear()
+        return told
+
+    async_task(app, EXECUTE_TASK, hear)
     return app
+
+
+def _providers_of(queue: str) -> tuple[str, ...]:
+    """Whose adapters a queue's process needs."""
+    if queue == DISPATCH_QUEUE:
+        return ()
+    return BATCH_PROVIDERS if queue == BATCH_QUEUE else (queue.partition(".")[0],)
 
 
 def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurrency: int | None = None) -> int:

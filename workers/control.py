@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from waybill.broker import execute_doorbells
 from waybill.errors import LedgerUnavailable
-from waybill.ledger import budgets, queries
+from waybill.ledger import budgets, providerbatches, queries
 from waybill.ledger.engine import Ledger
 from waybill.names import BEATS_KEY, CLASSES, EPOCH_KEY, PROVIDERS, provider_queue
 from waybill.probe import beating
@@ -34,6 +34,7 @@ PUMP_EVERY_S = 0.1
 FOLD_EVERY_S = 0.1
 RESCUE_EVERY_S = 1.0
 SHARE_EVERY_S = 2.0
+HEDGE_EVERY_S = 1.0
 RING_EVERY_S = 2.0
 REPORT_EVERY_S = 2.0
 MAX_LOSSES = 3
@@ -78,6 +79,7 @@ class Control:
             self.pump: PUMP_EVERY_S,
             self.fold: FOLD_EVERY_S,
             self.rescue: RESCUE_EVERY_S,
+            self.hedge: HEDGE_EVERY_S,
             self.ring_again: RING_EVERY_S,
             self.report: REPORT_EVERY_S,
         }
@@ -171,6 +173,15 @@ class Control:
         await self._tell_final(rows)
         if rows:
             emit("jobs.rescued", jobs=len(rows), dead=sum(row["state"] == "dead" for row in rows))
+
+    async def hedge(self) -> None:
+        """Jobs whose time runs out leave the batch lane; so do those that were cancelled while a batch had them."""
+        rows = await self._ledger.fetch(providerbatches.HEDGE, {"limit": 500})
+        if rows:
+            crash_point("after_hedge")
+            await self._ring_routed(rows)
+            emit("jobs.hedged", jobs=len(rows))
+        await self._tell_final(await self._ledger.fetch(providerbatches.LEAVE_CANCELLED, {"limit": 500}))
 
     async def ring_again(self) -> None:
         """Doorbells that were lost: with Redis, with a producer that died before ringing, with a worker's prefetch."""

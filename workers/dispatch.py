@@ -26,15 +26,16 @@ from policies.health import Outage
 from policies.policyfile import Policy
 from policies.pricing import PRICE_VERSION
 from policies.reuse import answer_key, outcome_key, wait_s
-from policies.routing import Later, NoRoute, Request, Route, Snapshot, route
+from policies.routing import Later, NoRoute, Request, Route, Snapshot, route, with_lanes
 from waybill.bells import hear, ring_quickly
 from waybill.broker import execute_doorbells
 from waybill.contract import Candidate, lane_name
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import oncall, queries, sharing, turns
-from waybill.names import CLASSES, DISPATCH_QUEUE, PROVIDERS, provider_queue
+from waybill.names import BATCH_QUEUE, CLASSES, DISPATCH_QUEUE, PROVIDERS, provider_queue
 from waybill.streaming import publish_end
 from workers.crashpoint import crash_point
+from workers.lanetimes import LaneTimes
 from workers.learning import Learned, Tagger
 from workers.runtime import Runtime
 from workers.telemetry import emit
@@ -43,6 +44,8 @@ log = logging.getLogger("waybill.dispatch")
 
 WINDOW: Final = 200
 """Jobs of one provider and class that wait for a claim: two ticks' worth at 1,000 jobs a second."""
+BATCH_WINDOW: Final = 20_000
+"""The same for provider batches, of all providers together: two of the largest that we make."""
 REFILL: Final = 50
 """A window is not filled up by less than this while more work waits, so that messages stay full."""
 TICK_S: Final = 0.1
@@ -80,6 +83,8 @@ class Dispatcher:
         self._learned = Learned(runtime.policy)
         runtime.on_policy.append(self._learned.declare)
         self._tagger = Tagger()
+        self._times = LaneTimes()
+        self._looked_for_batches = 0.0
         self._turns = {klass: Turns() for klass in CLASSES}
         self._after: dict[str, Line] = dict.fromkeys(CLASSES, ("", ""))
         self._lock = asyncio.Lock()
@@ -137,6 +142,10 @@ class Dispatcher:
                     await asyncio.sleep(0.5)
             await asyncio.sleep(TICK_S)
 
+    async def keep_times(self) -> None:
+        """Until cancelled: keep up with how long lanes take."""
+        await self._times.keep_reading(self._runtime.ledger)
+
     async def keep_learning(self) -> None:
         """Until cancelled: choose plans from graded outcomes."""
         await self._learned.keep_learning(self._runtime.ledger)
@@ -192,14 +201,17 @@ class Dispatcher:
         }
         if not lines:
             return None
-        room = dict.fromkeys(PROVIDERS, WINDOW)
+        room = {**dict.fromkeys(PROVIDERS, WINDOW), BATCH_QUEUE: BATCH_WINDOW}
         for row in under_way:
             if row["priority"] == klass and row["provider"] in room:
                 room[row["provider"]] -= row["jobs"]
         shift = _Shift(lines, {name: left if left >= REFILL else 0 for name, left in room.items()})
-        if not any(shift.room.values()):
+        if not any(shift.room[name] for name in PROVIDERS):
+            # Only the batch lane has room, which little of what is queued may go to: no reason to look at it every tick.
             self._is_behind = True
-            return None
+            if not shift.room[BATCH_QUEUE] or time.monotonic() - self._looked_for_batches < LOOK_EVERY_S:
+                return None
+            self._looked_for_batches = time.monotonic()
         return shift
 
     async def _next_jobs(self, klass: str, shift: _Shift) -> list[dict[str, Any]]:
@@ -283,7 +295,9 @@ class Dispatcher:
         runtime = self._runtime
         lanes = self._lanes_now()
         providers = {name: out for name in PROVIDERS if (out := runtime.health.provider_outage(name)) is not None}
-        snapshot = Snapshot(off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes)
+        snapshot = Snapshot(
+            off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes, times=self._times.by_lane
+        )
         routed: dict[str, Route] = {}
         details: dict[str, dict[str, Any]] = {}
         guesses = await self._tagger.guess(rows)
@@ -302,27 +316,34 @@ class Dispatcher:
             if isinstance(found, NoRoute):
                 refused[job_id] = found
                 continue
-            if isinstance(found, Later) or shift.room[found.candidates[0].provider] <= 0:
+            if isinstance(found, Later):
                 shift.full.add(_kind(row["line"]))
                 self._put_back(klass, shift, row)
                 continue
+            usual = found.candidates[0].model
             found, propensity = explore(found, request, share=policy.explore, draw=random.random())
-            if shift.room[found.candidates[0].provider] <= 0:
+            models = [candidate.model for candidate in found.candidates]
+            found, weighed = with_lanes(found, request, policy, snapshot, runtime.prices)
+            if shift.room[found.candidates[0].carrier] <= 0:
+                if found.candidates[0].model == usual:
+                    shift.full.add(_kind(row["line"]))
                 self._put_back(klass, shift, row)
                 continue
             routed[job_id] = found
             details[job_id] = {
                 "passed_over": dict(found.passed_over),
                 "features": features(request),
-                "candidates": [candidate.model for candidate in found.candidates],
+                "candidates": models,
                 "propensity": propensity,
                 "plan": self._learned.kind(request.intent),
                 "prices": PRICE_VERSION,
             }
+            if weighed:
+                details[job_id]["lanes"] = weighed
             if guess is not None:
                 details[job_id]["guess"] = {"intent": guess.likeliest, "confidence": round(guess.confidence, 4)}
             head = found.candidates[0]
-            shift.room[head.provider] -= 1
+            shift.room[head.carrier] -= 1
             lane = lane_name(head.provider, head.model, head.service)
             if lane in lanes:
                 self._sent.append((time.monotonic(), lane))
@@ -365,7 +386,7 @@ class Dispatcher:
             {
                 "ids": list(routed),
                 "intents": [rows[job_id]["intent"] for job_id in routed],
-                "providers": [found.candidates[0].provider for found in routed.values()],
+                "providers": [found.candidates[0].carrier for found in routed.values()],
                 "routes": [_route_json(found.candidates) for found in routed.values()],
                 "reasons": [found.reason for found in routed.values()],
                 "details": [json.dumps(details[job_id]) for job_id in routed],
@@ -378,12 +399,12 @@ class Dispatcher:
         quick: dict[str, list[str]] = {}
         for job_id, candidate in first.items():
             if rows[job_id]["reply_to"] is not None:
-                quick.setdefault(provider_queue(candidate.provider, rows[job_id]["priority"]), []).append(job_id)
+                quick.setdefault(provider_queue(candidate.carrier, rows[job_id]["priority"]), []).append(job_id)
         for queue, job_ids in quick.items():
             await ring_quickly(self._runtime.redis, queue, job_ids)
         await self._runtime.ring(
             execute_doorbells(
-                (job_id, candidate.provider, rows[job_id]["priority"], rows[job_id]["intent"], candidate.model)
+                (job_id, candidate.carrier, rows[job_id]["priority"], rows[job_id]["intent"], candidate.model)
                 for job_id, candidate in first.items()
                 if rows[job_id]["reply_to"] is None
             )
@@ -431,6 +452,7 @@ def _request(row: Mapping[str, Any]) -> Request:
         max_output_tokens=row["max_output_tokens"],
         slack_s=row["slack_s"],
         priority=row["priority"],
+        due_s=row["due_s"],
     )
 
 
@@ -441,6 +463,7 @@ def features(request: Request) -> dict[str, Any]:
         "needs": list(request.needs),
         "max_output_tokens": request.max_output_tokens,
         "slack_s": request.slack_s,
+        "due_s": request.due_s,
         "priority": request.priority,
         "model": request.model,
         "local_only": request.local_only,

@@ -61,6 +61,10 @@ _SERVICE_OF_TIER = {
 }
 URGENT = 500
 """Quick bells that one process answers at a time."""
+_OWN_TRUTH = ("local", "batch")
+"""Services that the answer's tier does not name: OpenAI says `default` of what it bills as a batch (providers.md 2.6)."""
+FLEX_TIMEOUT_S = 900.0
+"""Half the price for patience: the provider advises to wait this long."""
 SHOW_TIMEOUT_S = 2.0
 """A Redis that hangs must not hold a stream up until the provider gives it up."""
 _ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
@@ -157,7 +161,7 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     """
     began = time.monotonic()
     claimed = await claim(runtime, job_ids)
-    attempts = [attempt for row in claimed if (attempt := _attempt(runtime, row)) is not None]
+    attempts = [attempt_of(runtime, row) for row in claimed]
     leases = {attempt.job_id: Lease(attempt.token, attempt.number) for attempt in attempts}
     runtime.leases.update(leases)
     try:
@@ -225,7 +229,8 @@ async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping
     return rows
 
 
-def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
+def attempt_of(runtime: Runtime, row: Mapping[Any, Any]) -> Attempt:
+    """The attempt of a row of queries.CLAIM (or batches.ROWS)."""
     route = tuple(Candidate.from_json(candidate) for candidate in row["route"])
     return Attempt(
         job_id=row["id"],
@@ -245,6 +250,7 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
             max_attempts=runtime.policy.max_attempts,
             same_lane=row["earlier_on_lane"] + 1,
             slack_s=row["slack_s"],
+            due_s=row["due_s"],
         ),
         started=time.monotonic(),
         started_at=datetime.now(UTC),
@@ -255,7 +261,7 @@ def _attempt(runtime: Runtime, row: RowMapping) -> Attempt | None:
     )
 
 
-def _why(row: RowMapping, route: Sequence[Candidate]) -> str:
+def _why(row: Mapping[Any, Any], route: Sequence[Candidate]) -> str:
     """Why the job is on this lane, as a word that programs can read (docs/gateway.md)."""
     if row["route_index"] > 0:
         # A failure leaves its code with the job, a weak answer leaves none.
@@ -300,16 +306,21 @@ async def _steps(runtime: Runtime, attempt: Attempt) -> str:
     finally:
         abandon(runtime, attempt)
     give_back(runtime, attempt)
+    conclude(runtime, attempt)
+    learn(runtime, attempt)
+    # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
+    attempt.settling = asyncio.ensure_future(settle(runtime, attempt))
+    return await asyncio.shield(attempt.settling)
+
+
+def conclude(runtime: Runtime, attempt: Attempt) -> None:
+    """Price the call and decide what follows."""
     price(runtime, attempt)
     try:
         assess(runtime, attempt)
     except Exception as exc:  # a bug in a policy: the call is paid, so its cost is stored before anything else
         log.exception("job %s: the answer cannot be judged", attempt.job_id)
         attempt.decision = GiveUp("internal_error", f"a bug stopped the judging of the answer: {type(exc).__name__}")
-    learn(runtime, attempt)
-    # From here on nothing is waited for but our own ledger: a cancellation must not separate the answer from its cost.
-    attempt.settling = asyncio.ensure_future(settle(runtime, attempt))
-    return await asyncio.shield(attempt.settling)
 
 
 def prepare(runtime: Runtime, attempt: Attempt) -> None:
@@ -325,6 +336,9 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         attempt.decision = GiveUp("deadline", f"the deadline passed {-slack_s:.1f} s before the call")
         return
     effort = plan.effort if plan else None
+    longest_s = runtime.settings.call_timeout_s
+    if candidate.service == "flex":
+        longest_s = max(longest_s, FLEX_TIMEOUT_S)
     attempt.call = Call(
         model=model,
         messages=job.messages or (Message(role="user", content=job.prompt),),
@@ -338,7 +352,7 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         ),
         effort=effort if effort in model.efforts else None,
         service=candidate.service,
-        timeout_s=min(runtime.settings.call_timeout_s, slack_s or runtime.settings.call_timeout_s),
+        timeout_s=_timeout_s(attempt, longest_s),
         idle_timeout_s=runtime.settings.idle_timeout_s,
         job_id=attempt.job_id,
         attempt=attempt.number,
@@ -350,6 +364,15 @@ def _wished_tokens(job: Job, plan: Plan | None) -> int | None:
     if job.wire is None or job.max_output_tokens is not None or plan is not None:
         return job.max_output_tokens
     return DEFAULT_MAX_TOKENS
+
+
+def _timeout_s(attempt: Attempt, longest_s: float) -> float:
+    """How long the call may take: a cheap lane is left while there is still time for the interactive one."""
+    history, leave_s = attempt.history, attempt.candidate.leave_s
+    left_s = [] if history.slack_s is None else [history.slack_s]
+    if leave_s is not None and history.due_s is not None and history.has_next:
+        left_s.append(max(1.0, history.due_s - leave_s))
+    return min(longest_s, *left_s) if left_s else longest_s
 
 
 def heed_block(runtime: Runtime, attempt: Attempt) -> None:
@@ -444,7 +467,7 @@ def price(runtime: Runtime, attempt: Attempt) -> None:
     served = answer.served_model if answer is not None else candidate.model
     model = served if served in runtime.policy.models else candidate.model
     tier = answer.service_tier if answer is not None else None
-    service = candidate.service if tier is None or candidate.service == "local" else _SERVICE_OF_TIER.get(tier, tier)
+    service = candidate.service if tier is None or candidate.service in _OWN_TRUTH else _SERVICE_OF_TIER.get(tier, tier)
     attempt.cost_usd = runtime.prices.cost(model, service, attempt.usage, attempt.started_at)
     attempt.cost_source = CostSource.UNPRICED if attempt.cost_usd is None else CostSource.USAGE
     plain = uncached(attempt.usage)
@@ -540,12 +563,12 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
     if state is JobState.ROUTED:
         following = attempt.route[attempt.index if settlement.route_index is None else settlement.route_index]
         if attempt.reply_to is not None:
-            queue = provider_queue(following.provider, attempt.priority)
+            queue = provider_queue(following.carrier, attempt.priority)
             await ring_quickly(runtime.redis, queue, [attempt.job_id])
         else:
             await runtime.ring(
                 execute_doorbells(
-                    [(attempt.job_id, following.provider, attempt.priority, attempt.intent, following.model)]
+                    [(attempt.job_id, following.carrier, attempt.priority, attempt.intent, following.model)]
                 )
             )
     _log(attempt, settlement, state, seconds, cost)

@@ -33,6 +33,7 @@ ASKED: dict[str, st.SearchStrategy[Any]] = {
 APART: dict[str, st.SearchStrategy[Any]] = {
     "priority": st.sampled_from(["hi", "lo"]),
     "deadline_s": st.none() | st.floats(1, 100),
+    "latency": st.sampled_from([None, "interactive", "day"]),
     "idempotency_key": st.none() | names,
     "stream": st.booleans(),
     "metadata": st.dictionaries(names, names, max_size=1),

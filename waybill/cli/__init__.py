@@ -20,6 +20,7 @@ _VERBS = {
         "Ask several models about a sample before a run: price and agreement.",
     ),
     "savings": ("waybill.cli.savings", "savings", "Show what was saved, against whom and at what quality."),
+    "estimate": ("waybill.cli.estimate", "estimate", "Say what a run would cost, and what haste costs."),
     "why": ("waybill.cli.why", "why", "Tell the whole story of a job from the ledger."),
     "status": ("waybill.cli.status", "status", "Show lanes, intents and the latest changes of route on one screen."),
     "drain": ("waybill.cli.oncall", "drain", "Send nothing more to a provider."),

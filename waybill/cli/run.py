@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from waybill.cli.durations import DURATION
 from waybill.errors import ConfigError
 from waybill.settings import Settings
 
@@ -47,7 +48,18 @@ class _Run(click.Command):
 @click.option("--local-only", is_flag=True, help="No row may leave the local models.")
 @click.option("--local-only-column", metavar="COLUMN", help="Column that says so row by row: true or false.")
 @click.option("--tenant", default="default", show_default=True, help="Whose jobs these are.")
-@click.option("--deadline", "deadline_s", type=float, metavar="S", help="Seconds after which an answer is of no use.")
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=DURATION,
+    metavar="TIME",
+    help="15m, 24h, ...: later an answer is of no use. Half-price lanes are used where they make it.",
+)
+@click.option(
+    "--latency",
+    type=click.Choice(["interactive", "minutes", "hours", "day"]),
+    help="How soon answers are wanted: as --deadline, but a later answer still counts.",
+)
 @click.option("--priority", type=click.Choice(["batch", "interactive"]), default="batch", show_default=True)
 @click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the figures of the run as JSON.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N rows.")
@@ -161,11 +173,11 @@ def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], 
         input=input_path,
         output=options["output"],
         intent=options["intent"],
-        prompt=_text("--prompt", prompt_file),
+        prompt=read_text("--prompt", prompt_file),
         prompt_name=str(prompt_file),
         policy=load_policy(settings),
-        system=_text("--system", options["system_file"]) if options["system_file"] else None,
-        schema=_schema(options["schema_file"]) if options["schema_file"] else None,
+        system=read_text("--system", options["system_file"]) if options["system_file"] else None,
+        schema=read_schema(options["schema_file"]) if options["schema_file"] else None,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()) if labels is not None else (),
         priority=Priority.BATCH if options["priority"] == "batch" else Priority.INTERACTIVE,
         filled=options["filled"] or None,
@@ -173,14 +185,15 @@ def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], 
         **{
             name: options[name]
             for name in (
-                "model", "local_only", "local_only_column", "tenant", "deadline_s", "limit", "id_column",
+                "model", "local_only", "local_only_column", "tenant", "deadline_s", "latency", "limit", "id_column",
                 "max_output_tokens", "fresh", "retry_failed", "raw_csv",
             )
         },
     )  # fmt: skip
 
 
-def _text(option: str, path: Path) -> str:
+def read_text(option: str, path: Path) -> str:
+    """What a file named on the command line holds."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
@@ -192,9 +205,10 @@ def _text(option: str, path: Path) -> str:
     return text
 
 
-def _schema(path: Path) -> dict[str, Any]:
+def read_schema(path: Path) -> dict[str, Any]:
+    """The JSON Schema in a file."""
     try:
-        schema = json.loads(_text("--schema", path))
+        schema = json.loads(read_text("--schema", path))
     except RecursionError:
         raise ConfigError(f"--schema {path}: is nested too deeply; flatten it") from None
     except ValueError as exc:

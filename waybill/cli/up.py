@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from waybill.names import CLASSES, PROVIDERS, provider_queue
+from waybill.names import BATCH_PROVIDERS, BATCH_QUEUE, CLASSES, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.supervisor import Program, Supervisor
 
@@ -91,7 +91,7 @@ def plan_fleet(
         flower: Whether Flower runs.
         gateway: Whether the gateway runs.
         metrics: Whether the exporter runs.
-        workers: Worker processes per provider, default one each; a provider that is off gets none.
+        workers: Worker processes per provider (and `batch`: 0 = none), default one each; a provider that is off gets none.
         extra_env: Added to every program's environment.
 
     Raises:
@@ -140,6 +140,9 @@ def plan_fleet(
             name = provider if count == 1 else f"{provider}-{number}"
             argv = [*waybill_argv(), "worker", "--queues", queues, "--name", name]
             programs.append(Program(name, argv, env=env, grace_s=grace_s))
+    if any(provider not in off for provider in BATCH_PROVIDERS) and (workers or {}).get(BATCH_QUEUE, 1):
+        argv = [*waybill_argv(), "worker", "--queues", BATCH_QUEUE, "--name", BATCH_QUEUE]
+        programs.append(Program(BATCH_QUEUE, argv, env=env, grace_s=grace_s))
     programs.append(Program("control", [*waybill_argv(), "control"], env=env))
     gateway_url = None
     if gateway:

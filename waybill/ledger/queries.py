@@ -16,18 +16,18 @@ with input as (
         %(ids)s::uuid[], %(run_ids)s::uuid[], %(seqs)s::int[], %(tenants)s::text[], %(intents)s::text[],
         %(priorities)s::text[], %(keys)s::text[], %(hashes)s::text[], %(bytes)s::int[], %(max_outputs)s::int[],
         %(models)s::text[], %(local_onlys)s::bool[], %(needs)s::text[], %(streams)s::bool[], %(deadlines)s::float8[],
-        %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[], %(prefix_bytes)s::int[],
+        %(dues)s::float8[], %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[], %(prefix_bytes)s::int[],
         %(key_ids)s::text[], %(reply_tos)s::text[]
     ) as t(id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, needs, stream, deadline_s, payload, question, prefix, prefix_bytes,
+           model, local_only, needs, stream, deadline_s, due_s, payload, question, prefix, prefix_bytes,
            key_id, reply_to)
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
-                      max_output_tokens, model, local_only, needs, stream, deadline_at, question, prefix, prefix_bytes,
-                      key_id, reply_to)
+                      max_output_tokens, model, local_only, needs, stream, deadline_at, due_at, question, prefix,
+                      prefix_bytes, key_id, reply_to)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
            model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
-           question, prefix, prefix_bytes, key_id, reply_to
+           now() + due_s * interval '1 second', question, prefix, prefix_bytes, key_id, reply_to
     from input
     on conflict do nothing
     returning id
@@ -97,7 +97,8 @@ with claimed as (
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
               j.stream, j.run_id, j.key_id, j.payload_bytes, j.reply_to, j.error_code,
               j.prefix, j.prefix_bytes,
-              extract(epoch from j.deadline_at - now())::float8 as slack_s
+              extract(epoch from j.deadline_at - now())::float8 as slack_s,
+              extract(epoch from j.due_at - now())::float8 as due_s
 ), begun as (
     insert into attempts (job_id, number, provider, model, service, reason, worker, estimate_usd)
     select c.id, c.attempt, r ->> 'provider', r ->> 'model', r ->> 'service', r ->> 'reason', %(owner)s,
@@ -105,10 +106,11 @@ with claimed as (
     from claimed c, lateral (select c.route -> c.route_index::int as r) as candidate
 )
 select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_index, c.intent, c.tenant, c.priority,
-       c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.prefix, c.prefix_bytes, c.slack_s,
+       c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.prefix, c.prefix_bytes, c.slack_s, c.due_s,
        p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
-          and a.model = c.route -> c.route_index::int ->> 'model') as earlier_on_lane,
+          and a.model = c.route -> c.route_index::int ->> 'model'
+          and a.service = c.route -> c.route_index::int ->> 'service') as earlier_on_lane,
        case when c.attempt > 1 then (select array_agg(d.detail ->> 'said') from decisions d
                                      where d.job_id = c.id and d.detail ? 'said') end as said,
        exists (select from budgets b where (b.scope, b.subject) in
@@ -142,7 +144,9 @@ with input as (
     update jobs j set
         state = case when j.cancel_requested and i.state in ('routed', 'parked') then 'cancelled' else i.state end,
         route_index = coalesce(i.route_index, j.route_index),
-        provider = j.route -> coalesce(i.route_index, j.route_index)::int ->> 'provider',
+        provider = case j.route -> coalesce(i.route_index, j.route_index)::int ->> 'service'
+                   when 'batch' then 'batch'
+                   else j.route -> coalesce(i.route_index, j.route_index)::int ->> 'provider' end,
         used = j.used + i.uses,
         not_before = case when i.state = 'parked' and not j.cancel_requested then now() + i.delay_s * interval '1 second' end,
         error_code = i.code, error = i.error, published_at = now(),

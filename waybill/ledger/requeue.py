@@ -10,7 +10,8 @@ with moved as (
                       cancel_requested = false, error_code = null, error = null,
                       finished_at = null, published_at = now(), waits_for = null,
                       run_id = coalesce(j.run_id, %(run_id)s::uuid),
-                      deadline_at = now() + %(deadline_s)s::float8 * interval '1 second'
+                      deadline_at = now() + %(deadline_s)s::float8 * interval '1 second',
+                      due_at = case when j.due_at is not null then now() + %(deadline_s)s::float8 * interval '1 second' end
     where j.id = any(%(ids)s::uuid[]) and j.state in ('failed', 'dead')
       and exists (select from payloads p where p.job_id = j.id) -- a dropped one has nothing left to ask
     returning j.id, j.attempt

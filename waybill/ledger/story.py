@@ -100,13 +100,19 @@ def text_kind(text: str) -> str:
 
 def _decision(decision: dict[str, Any], job: dict[str, Any]) -> str:
     if decision["outcome"] == "route":
-        chain = " > ".join(candidate["model"] for candidate in job["route"] or [])
+        chain = " > ".join(_lane(candidate) for candidate in job["route"] or [])
         passed = (decision["detail"] or {}).get("passed_over") or {}
         over = "".join(f"; passed over {model}: {why}" for model, why in passed.items())
         guess = (decision["detail"] or {}).get("guess")
         guessed = f"; intent guessed: {guess['intent']}, sure to {guess['confidence']:.0%}" if guess else ""
         return f"-> route {chain} (policy {decision['policy_version']}): {decision['reason']}{over}{guessed}"
     return f"-> {decision['outcome'].replace('_', ' ')}: {decision['reason']}"
+
+
+def _lane(candidate: dict[str, Any]) -> str:
+    """A model, with its service where that is not the usual one."""
+    service = candidate["service"]
+    return str(candidate["model"]) if service in ("interactive", "local") else f"{candidate['model']} {service}"
 
 
 def _begun(attempt: dict[str, Any]) -> str:

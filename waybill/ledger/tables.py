@@ -113,6 +113,11 @@ class JobRow(Base):
             postgresql_where=text("state in ('queued', 'routed') and prefix is not null"),
         ),
         Index("jobs_finished", "finished_at", postgresql_where=text("finished_at is not null")),
+        Index(
+            "jobs_batched",
+            "due_at",
+            postgresql_where=text("provider = 'batch' and state in ('routed', 'running')"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(UUID(as_uuid=False), primary_key=True)
@@ -150,13 +155,15 @@ class JobRow(Base):
     deadline_at: Mapped[datetime | None] = mapped_column(_When)
     reply_to: Mapped[str | None] = mapped_column(Text)
     """The gateway process that waits for the answer; pieces go into its Redis stream."""
+    due_at: Mapped[datetime | None] = mapped_column(_When)
+    """When the answer is wanted, where cheaper lanes may use the time until then; None = as soon as may be."""
 
     route: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
     """Candidates in order (contract.Candidate.as_json); set when dispatched."""
     route_index: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     """The candidate whose turn it is."""
     provider: Mapped[str | None] = mapped_column(Text)
-    """Of the current candidate: only this provider's workers can claim the job."""
+    """Who carries the current candidate: only this provider's workers, or the `batch` lane, can claim the job."""
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     """Attempts started so far; counted at claim."""
     used: Mapped[int] = mapped_column(SmallInteger, server_default="0")
@@ -253,6 +260,75 @@ class AttemptRow(Base):
     error: Mapped[str | None] = mapped_column(Text)
 
 
+class ProviderBatch(Base):
+    """A provider batch. Its id is our marker: what is sent can be found again by it."""
+
+    __tablename__ = "provider_batches"
+    __table_args__ = (
+        CheckConstraint("state in ('gathered', 'sending', 'sent', 'ended')", name="provider_batches_state"),
+        CheckConstraint("state <> 'sent' or provider_id is not null", name="provider_batches_sent"),
+        CheckConstraint("(state = 'ended') = (ended_at is not null)", name="provider_batches_ended"),
+        Index("provider_batches_open", "look_at", postgresql_where=text("state <> 'ended'")),
+        Index(
+            "provider_batches_sending", "provider", "account", unique=True, postgresql_where=text("state = 'sending'")
+        ),
+        Index(
+            "provider_batches_provider_id",
+            "provider",
+            "provider_id",
+            unique=True,
+            postgresql_where=text("provider_id is not null"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(UUID(as_uuid=False), primary_key=True)
+    provider: Mapped[str] = mapped_column(Text)
+    part: Mapped[str] = mapped_column(Text)
+    """The model, where a batch has only one; else empty."""
+    account: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    """`gathered`; `sending`: asked to be created, outcome not known; `sent`: the provider has it; `ended`: all rows settled."""
+    rows: Mapped[int]
+    payload_bytes: Mapped[int] = mapped_column(BigInteger)
+    provider_id: Mapped[str | None] = mapped_column(Text)
+    not_ours: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """Batches that were taken for this one and turned out to be others'."""
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    gathered_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    sent_at: Mapped[datetime | None] = mapped_column(_When)
+    """When it was last asked to be created."""
+    cancel_at: Mapped[datetime | None] = mapped_column(_When)
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+    look_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    holder: Mapped[str | None] = mapped_column(Text)
+    """The poller that works on it now, until `held_until`."""
+    held_until: Mapped[datetime | None] = mapped_column(_When)
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why it is not further, for people."""
+
+
+class ProviderBatchRow(Base):
+    """One attempt in a batch; at the provider it is called `job_id-number`."""
+
+    __tablename__ = "provider_batch_rows"
+    __table_args__ = (
+        CheckConstraint(
+            "state in ('open', 'succeeded', 'errored', 'expired', 'cancelled', 'missing', 'unsent')",
+            name="provider_batch_rows_state",
+        ),
+        CheckConstraint("(state = 'open') = (ended_at is null)", name="provider_batch_rows_ended"),
+        Index("provider_batch_rows_batch", "batch_id"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("provider_batches.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(SmallInteger)
+    token: Mapped[int] = mapped_column(BigInteger)
+    """The job's fencing token when it was gathered: a job that has another one no longer waits for this row."""
+    state: Mapped[str] = mapped_column(Text, server_default="open")
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+
+
 class Decision(Base):
     """Why a job went where it went: one row per routing and per settlement."""
 
@@ -265,7 +341,7 @@ class Decision(Base):
     """The attempt it followed; None for routing."""
     outcome: Mapped[str] = mapped_column(Text)
     """`route`, `no_route`, `reuse`, `accept`, `retry`, `fallback`, `escalate`, `snooze`, `give_up`, `lost`, `cancel`, `hand_back`,
-    `requeue`."""
+    `hedge`, `requeue`."""
     reason: Mapped[str] = mapped_column(Text)
     detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     policy_version: Mapped[str | None] = mapped_column(Text)

@@ -50,6 +50,7 @@ NEXT: Final = f"""
 select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.payload_bytes, j.max_output_tokens, j.needs,
        j.stream, j.reply_to, j.question, j.prefix, j.prefix_bytes,
        {_LINE} as line, extract(epoch from j.deadline_at - now())::float8 as slack_s,
+       extract(epoch from j.due_at - now())::float8 as due_s,
        -- Only what nobody has tagged is read, to guess its intent.
        case when j.intent = 'auto' then (select body from payloads p where p.job_id = j.id) end as payload
 from unnest(%(tenants)s::text[], %(lines)s::text[], %(counts)s::int[]) as w(tenant, line, count)

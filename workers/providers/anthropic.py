@@ -51,7 +51,7 @@ class AnthropicProvider:
             ConfigError: The key or the URL cannot work.
         """
         wire.check_access(self.name, api_key, base_url)
-        self._client = AsyncAnthropic(
+        self.client = AsyncAnthropic(
             api_key=api_key,
             base_url=base_url,
             max_retries=0,
@@ -61,6 +61,10 @@ class AnthropicProvider:
             open_telemetry=False,
         )
 
+    def request(self, call: Call) -> dict[str, Any]:
+        """The body of the call, for a batch."""
+        return message_request(call)
+
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
         progress = Progress(self.name)
@@ -69,7 +73,7 @@ class AnthropicProvider:
                 return await passthrough.call_whole(self._lane(), call, progress)
             request = message_request(call)
             async with asyncio.timeout(call.timeout_s):
-                raw = await self._client.messages.with_raw_response.create(
+                raw = await self.client.messages.with_raw_response.create(
                     **request, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
                 )
             headers = wire.plain_headers(raw.http_response)
@@ -93,7 +97,7 @@ class AnthropicProvider:
                 return
             request = message_request(call)
             async with asyncio.timeout(call.timeout_s):
-                raw = await self._client.messages.with_raw_response.create(
+                raw = await self.client.messages.with_raw_response.create(
                     **request, stream=True, extra_headers=wire.call_headers(call), timeout=wire.TRANSPORT_TIMEOUT
                 )
                 # Undecoded events: the SDK's typed ones are not validated, and cost three times the CPU.
@@ -121,7 +125,7 @@ class AnthropicProvider:
 
     async def close(self) -> None:
         """Close the connections; calls on their way fail."""
-        await self._client.close()
+        await self.client.close()
 
     def _lane(self) -> passthrough.Lane:
         return passthrough.Lane(
@@ -135,22 +139,23 @@ class AnthropicProvider:
 
     async def _send(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
         options: Any = {"headers": headers, "timeout": wire.TRANSPORT_TIMEOUT}
-        return await self._client.post(path, cast_to=httpx2.Response, body=body, options=options)
+        return await self.client.post(path, cast_to=httpx2.Response, body=body, options=options)
 
     async def _open(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncStream[object]:
         options: Any = {"headers": headers, "timeout": wire.TRANSPORT_TIMEOUT}
-        return await self._client.post(
+        return await self.client.post(
             path, cast_to=object, body=body, options=options, stream=True, stream_cls=AsyncStream[object]
         )
 
     def _sorted(self, exc: Exception, progress: Progress, *, streaming: bool) -> Exception:
         """`exc` as one of our four kinds."""
         if isinstance(exc, anthropic.APIStatusError):
-            return refused(self.name, _said(exc), now=datetime.now(UTC), seen=progress.seen)
+            return refused(self.name, said(exc), now=datetime.now(UTC), seen=progress.seen)
         return interrupted(self.name, exc, seen=progress.seen, streaming=streaming)
 
 
-def _said(exc: anthropic.APIStatusError) -> Said:
+def said(exc: anthropic.APIStatusError) -> Said:
+    """An SDK error as what the provider said."""
     return Said(
         status=exc.status_code,
         type=exc.type if isinstance(exc.type, str) else None,
@@ -252,6 +257,15 @@ def usage_of(usage: object) -> Usage | None:
         )
     except ValueError:
         return None
+
+
+def read_message(call: Call, message: object, progress: Progress) -> Answer:
+    """The checked answer in a batch's row.
+
+    Raises:
+        Broken: It may not be stored as success.
+    """
+    return _whole(call, wire.mapping(message, "the message", progress), {}, progress)
 
 
 def _whole(call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress) -> Answer:

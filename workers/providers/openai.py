@@ -72,7 +72,7 @@ class OpenAIProvider:
         self.name = name
         self._compatible = compatible
         self._model_name = model_name
-        self._client = AsyncOpenAI(
+        self.client = AsyncOpenAI(
             api_key=api_key,
             base_url=base_url,
             max_retries=0,
@@ -80,16 +80,25 @@ class OpenAIProvider:
             http_client=DefaultAioHttpClient(limits=wire.CONNECTION_LIMITS, timeout=wire.TRANSPORT_TIMEOUT),
         )
 
+    def request(self, call: Call) -> dict[str, Any]:
+        """The body of the call.
+
+        Raises:
+            Rejected: The model does not take the effort asked for.
+        """
+        request = completion_request(call, compatible=self._compatible)
+        request["model"] = self._model_name or call.model.id
+        return request
+
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
         progress = Progress(self.name)
         try:
             if call.wire is not None:
                 return await passthrough.call_whole(self._lane(), call, progress)
-            request = completion_request(call, compatible=self._compatible)
-            request["model"] = self._model_name or call.model.id
+            request = self.request(call)
             async with asyncio.timeout(call.timeout_s):
-                response = await self._client.post(
+                response = await self.client.post(
                     _PATH, cast_to=httpx2.Response, body=request, options={"headers": wire.call_headers(call)}
                 )
             headers = wire.plain_headers(response)
@@ -111,10 +120,9 @@ class OpenAIProvider:
                 async for item in passthrough.stream_frames(self._lane(), call, progress):
                     yield item
                 return
-            request = completion_request(call, compatible=self._compatible)
-            request["model"] = self._model_name or call.model.id
+            request = self.request(call)
             async with asyncio.timeout(call.timeout_s):
-                stream = await self._client.post(
+                stream = await self.client.post(
                     _PATH,
                     cast_to=object,
                     body={**request, "stream": True, "stream_options": {"include_usage": True}},
@@ -145,7 +153,17 @@ class OpenAIProvider:
 
     async def close(self) -> None:
         """Close the connections; calls on their way fail."""
-        await self._client.close()
+        await self.client.close()
+
+    def read_completion(self, call: Call, body: object, request_id: object) -> Answer:
+        """The checked answer in a batch's row.
+
+        Raises:
+            Broken: It may not be stored as success.
+        """
+        progress = Progress(self.name)
+        progress.request_id = request_id if isinstance(request_id, str) else None
+        return self._whole(call, wire.mapping(body, "the completion", progress), {}, progress)
 
     def _lane(self) -> passthrough.Lane:
         def reply(dialect: str, progress: Progress) -> _Reply | responses.ResponsesReply:
@@ -175,10 +193,10 @@ class OpenAIProvider:
         )
 
     async def _send(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
-        return await self._client.post(path, cast_to=httpx2.Response, body=body, options={"headers": headers})
+        return await self.client.post(path, cast_to=httpx2.Response, body=body, options={"headers": headers})
 
     async def _open(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncStream[object]:
-        return await self._client.post(
+        return await self.client.post(
             path,
             cast_to=object,
             body=body,
@@ -208,11 +226,12 @@ class OpenAIProvider:
     def _sorted(self, exc: Exception, progress: Progress, *, streaming: bool) -> Exception:
         """`exc` as one of our four kinds."""
         if isinstance(exc, openai.APIError) and not isinstance(exc, openai.APIConnectionError):
-            return refused(self.name, _said(exc, progress), now=datetime.now(UTC), seen=progress.seen)
+            return refused(self.name, said(exc, progress), now=datetime.now(UTC), seen=progress.seen)
         return interrupted(self.name, exc, seen=progress.seen, streaming=streaming)
 
 
-def _said(exc: openai.APIError, progress: Progress) -> Said:
+def said(exc: openai.APIError, progress: Progress) -> Said:
+    """An SDK error as what the provider said."""
     # An error chunk in a stream is a plain APIError: no status, no response.
     response = exc.response if isinstance(exc, openai.APIStatusError) else None
     return Said(

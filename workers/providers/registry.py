@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from policies.policyfile import Policy
 from waybill.errors import ConfigError
-from waybill.names import PROVIDERS
+from waybill.names import BATCH_QUEUE, PROVIDERS
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
     from workers.providers.base import Provider
+    from workers.providers.batches import BatchProvider
 
 
 def default_local_model() -> Path:
@@ -33,8 +34,8 @@ def available(settings: Settings, policy: Policy) -> Mapping[str, str | None]:
 
 
 def without_workers(having: Sequence[str]) -> Mapping[str, str]:
-    """The providers that nobody serves, by what WAYBILL_PROVIDERS says; each with the reason."""
-    return {name: "no workers (WAYBILL_PROVIDERS)" for name in PROVIDERS if name not in having}
+    """The providers (and the batch lane) that nobody serves, by what WAYBILL_PROVIDERS says; each with the reason."""
+    return {name: "no workers (WAYBILL_PROVIDERS)" for name in (*PROVIDERS, BATCH_QUEUE) if name not in having}
 
 
 def _local_obstacle(settings: Settings, policy: Policy) -> str | None:
@@ -80,3 +81,19 @@ def make_provider(name: str, settings: Settings, policy: Policy) -> Provider:
             threads=settings.local_threads,
         )
     raise ConfigError(f"provider {name!r} cannot be made: {available(settings, policy).get(name, 'unknown provider')}")
+
+
+def batches_of(provider: Provider) -> BatchProvider | None:
+    """The batch endpoints of an account; None where its provider has none."""
+    from workers.providers.anthropic import AnthropicProvider
+    from workers.providers.openai import OpenAIProvider
+
+    if isinstance(provider, AnthropicProvider):
+        from workers.providers.anthropic_batches import AnthropicBatches
+
+        return AnthropicBatches(provider)
+    if isinstance(provider, OpenAIProvider) and provider.name == "openai":
+        from workers.providers.openai_batches import OpenAIBatches
+
+        return OpenAIBatches(provider)
+    return None
