@@ -1,0 +1,169 @@
+"""R32: pollers die at every step; no batch is lost, none is sent twice, every job has one result and every charge is booked once.
+
+The long run (5,000 jobs) is for WAYBILL_SLOW=1; the short one below runs the same with 240 jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.batchlane.stage import MODELS, Stage, stage
+from waybill import embedded
+
+POINTS = (
+    "batch_before_gather",
+    "batch_after_gather",
+    "batch_before_create",
+    "batch_after_create",
+    "batch_after_sent",
+    "batch_before_results",
+    "batch_mid_results",
+    "batch_before_end",
+)
+HOUR_S, DAY_S = 3600, 86400
+SLOW = os.environ.get("WAYBILL_SLOW") == "1"
+
+
+@pytest.fixture(scope="module")
+def on(services: embedded.Services, ledger_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A fleet of its own: its poller dies."""
+    database_url = embedded.create_database(str(services.database_url), "killed_pollers", template=ledger_template)
+    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
+    with redis.Redis.from_url(redis_url) as connection:
+        connection.flushdb()
+    with stage((database_url, redis_url), tmp_path_factory.mktemp("killed"), max_rows=2500 if SLOW else 60) as running:
+        yield running
+
+
+def restart(on: Stage, point: str | None) -> None:
+    """Another poller in the place of the dead one; it dies at `point`."""
+    if on.fleet.alive("batch"):
+        on.fleet.kill("batch")
+    on.fleet.start("batch", extra_env={} if point is None else {"WAYBILL_CRASH_AT": f"{point}:1"})
+
+
+def die(on: Stage, point: str, timeout_s: float = 60) -> None:
+    """Wait for the poller's death."""
+    on.until(lambda: not on.fleet.alive("batch"), timeout_s, f"the death at {point}")
+
+
+@pytest.mark.parametrize("point", POINTS if SLOW else [random.SystemRandom().choice(POINTS[:5])])
+def test_r32_a_poller_that_dies_on_the_way_there_loses_and_repeats_nothing(on: Stage, point: str) -> None:
+    on.begin()
+    restart(on, point)
+    on.submit(6)
+    if POINTS.index(point) >= POINTS.index("batch_before_results"):
+        on.until_sent(6)
+        on.sandbox.advance(HOUR_S)
+    die(on, point)
+    restart(on, None)
+    on.until_sent(6)
+    on.sandbox.advance(HOUR_S)
+    on.until_final()
+    on.until_books_closed()
+
+    assert on.states() == {"succeeded": 6}
+    on.check()
+    assert on.sandbox.state()["batches"] == 2, "one batch for each provider, whatever happened"
+    assert set(on.tiers()) == {"batch"}
+
+
+def test_r32_an_answer_that_is_lost_does_not_make_a_second_batch(on: Stage) -> None:
+    on.begin()
+    restart(on, None)
+    on.sandbox.fault("reset", endpoint="batches", billed=True, times=3)
+    on.submit(6)
+    on.until_sent(6)
+    on.sandbox.advance(HOUR_S)
+    on.until_final()
+    on.until_books_closed()
+
+    assert on.states() == {"succeeded": 6}
+    on.check()
+    assert on.sandbox.bill()["requests"] == 6
+
+
+def test_r32_a_batch_of_somebody_else_is_not_taken_for_ours(on: Stage) -> None:
+    """Same account, same time, same number of rows, while ours was never created."""
+    from anthropic import Anthropic
+
+    on.begin()
+    restart(on, "batch_before_create")
+    on.submit(3, models=MODELS[:1])
+    die(on, "batch_before_create")
+    with Anthropic(base_url=on.sandbox.url, api_key="sandbox-key", max_retries=0) as stranger:
+        note = {"model": MODELS[0], "max_tokens": 50, "messages": [{"role": "user", "content": "Not ours."}]}
+        stranger.messages.batches.create(
+            requests=[{"custom_id": f"theirs-{n}", "params": note} for n in range(3)]  # type: ignore[typeddict-item]
+        )
+    restart(on, None)
+    on.until_sent(3)
+    on.sandbox.advance(HOUR_S)
+    on.until(lambda: on.sandbox.state()["batches"] == 2, 60, "our own batch")
+    on.until_sent(3)
+    on.sandbox.advance(HOUR_S)
+    on.until_final()
+    on.until_books_closed()
+
+    assert on.states() == {"succeeded": 3}
+    charged = sum((row["cost_usd"] for row in on.attempts()), Decimal(0))
+    ours = sum((Decimal(line["usd"]) for line in on.sandbox.log() if not line["job"].startswith("theirs-")), Decimal(0))
+    assert abs(charged - ours) < Decimal("0.000001")
+
+
+def test_r32_several_pollers_share_the_work_and_bill_once(on: Stage, tmp_path: Path) -> None:
+    on.begin()
+    restart(on, None)
+    program = on.fleet._programs["batch"]
+    on.fleet._programs["batch-2"] = program
+    on.fleet.start("batch-2")
+    try:
+        on.submit(120 if not SLOW else 1000)
+        on.until_sent(len(on.ids), 60)
+        on.sandbox.advance(HOUR_S)
+        on.until_final(120)
+        on.until_books_closed()
+    finally:
+        on.fleet.kill("batch-2")
+        del on.fleet._programs["batch-2"]
+
+    assert on.states() == {"succeeded": len(on.ids)}
+    on.check()
+
+
+def test_r32_expiry_errors_reordering_and_a_poller_killed_at_each_point(on: Stage) -> None:
+    count = 5000 if SLOW else 240
+    points = POINTS if SLOW else random.SystemRandom().sample(POINTS, 3)
+    on.begin()
+    on.sandbox.fault("batch_expired", endpoint="batch", probability=0.02)
+    on.sandbox.fault("server_error", endpoint="batch", probability=0.02)
+    on.sandbox.fault("overloaded", endpoint="batches", probability=0.1)
+    on.sandbox.fault("max_tokens", endpoint="batch", probability=0.01)
+    on.submit(count, model=None, models=(MODELS[0],), intent="extraction")
+    waiting = [*points]
+    restart(on, waiting.pop(0))
+    end = time.monotonic() + (900 if SLOW else 150)
+    while sum(on.states()[state] for state in ("succeeded", "failed", "dead")) < count:
+        assert time.monotonic() < end, on.states()
+        if not on.fleet.alive("batch"):
+            restart(on, waiting.pop(0) if waiting else None)
+        # The providers' day goes by in steps of an hour, at most a day for each round of what was not done.
+        on.sandbox.advance(HOUR_S)
+        time.sleep(1.0)
+    restart(on, None)
+    on.sandbox.advance(DAY_S)
+    on.until_books_closed(120)
+
+    assert on.states() == {"succeeded": count}
+    on.check()
+    tiers = on.tiers()
+    assert set(tiers) == {"batch"}, "nothing had to go at the full price"
+    assert len(waiting) <= (0 if SLOW else 3)
