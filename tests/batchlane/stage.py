@@ -108,19 +108,19 @@ class Stage:
                 raise AssertionError(f"{what} did not happen: {dict(self.states())}\n{batches}\n{logs}")
             time.sleep(0.05)
 
-    def until_sent(self, rows: int, timeout_s: float = 30) -> None:
+    def until_sent(self, rows: int, timeout_s: float = 90) -> None:
         """Wait until that many rows are at the providers."""
         sql = "select coalesce(sum(rows), 0) as n from provider_batches where state in ('sent', 'ended')"
         self.until(lambda: self.rows(sql)[0]["n"] >= rows, timeout_s, f"{rows} rows at the providers")
 
-    def until_final(self, timeout_s: float = 60) -> None:
+    def until_final(self, timeout_s: float = 120) -> None:
         """Wait until all jobs have ended."""
         final = ("succeeded", "failed", "cancelled", "dead")
         self.until(
             lambda: sum(self.states()[state] for state in final) == len(self.ids), timeout_s, "the end of all jobs"
         )
 
-    def until_books_closed(self, timeout_s: float = 30) -> None:
+    def until_books_closed(self, timeout_s: float = 90) -> None:
         """Wait until every batch has ended, too: then every charge is known."""
         open_batches = "select count(*) as n from provider_batches where state <> 'ended'"
         self.until(lambda: self.rows(open_batches)[0]["n"] == 0, timeout_s, "the end of all batches")
