@@ -22,6 +22,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from waybill import trace
 from waybill.bells import ring_quickly
 from waybill.contract import FINAL_STATES, Job, JobState, Result, Usage, lane_name, new_job_id
 from waybill.errors import (
@@ -257,6 +258,7 @@ class AsyncClient:
                 "prefixes": [part.key if part else None for part in stable],
                 "prefix_bytes": [part.bytes if part else 0 for part in stable],
                 "reply_tos": [reply_to] * len(jobs),
+                "traceparent": trace.current(),
             },
         )
         new = {row["id"] for row in inserted}

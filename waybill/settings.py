@@ -91,6 +91,10 @@ class Settings(BaseModel):
     """None = a random one is made and printed once by `waybill up`."""
     dev: bool = False
     """A machine of one's own: Redis may be open to everybody."""
+    task_events: bool = True
+    """Whether workers tell Flower of their tasks; without, its list of tasks stays empty."""
+    trace_text: bool = False
+    """Whether spans carry prompts and answers. Spans are sent where OTEL_EXPORTER_OTLP_ENDPOINT says; without it there are none."""
     log_format: str = Field(default="json", pattern=r"^(text|json)$")
     """Of the fleet's processes: one JSON object a line, or `text` for a terminal (what `waybill up` gives them)."""
     metrics_address: str = "127.0.0.1"

@@ -101,7 +101,7 @@ def run_worker(settings: Settings, queues: Sequence[str], *, name: str, concurre
         without_gossip=True,
         without_mingle=True,
         quiet=True,
-        task_events=True,
+        task_events=settings.task_events,
     )
     worker_ready.connect(
         lambda **_: emit("worker.ready", queues=",".join(queues), concurrency=limit), weak=False, sender=None

@@ -46,6 +46,7 @@ from workers.providers.base import Answer, Call, Frames
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
+from workers.tracing import Told
 from workers.warming import abandon, remember, warm
 from workers.writer import Settlement, printable
 
@@ -121,6 +122,8 @@ class Attempt:
     called: bool = False
     called_at: float = 0.0
     shown: bool = False
+    submitted_at: datetime | None = None
+    traceparent: str | None = None
     usage: Usage | None = None
     cost_usd: Decimal | None = Decimal(0)
     cost_source: CostSource = CostSource.NOTHING
@@ -254,6 +257,8 @@ def attempt_of(runtime: Runtime, row: Mapping[Any, Any]) -> Attempt:
         ),
         started=time.monotonic(),
         started_at=datetime.now(UTC),
+        submitted_at=row["submitted_at"],
+        traceparent=row["traceparent"],
         has_budget=row["has_budget"],
         reply_to=row["reply_to"],
         why=_why(row, route),
@@ -552,6 +557,8 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
     crash_point("after_commit")
     seconds = time.monotonic() - attempt.started
     cost = "unpriced" if settlement.cost_usd is None else f"${settlement.cost_usd.normalize():f}"
+    if runtime.tracing is not None:
+        runtime.tracing.settled(settlement, _told(attempt), state)
     if state is None:
         emit("lease.lost", job=attempt.job_id, attempt=attempt.number)
         return f"fenced {attempt.candidate.model} {cost}"
@@ -573,6 +580,22 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
             )
     _log(attempt, settlement, state, seconds, cost)
     return f"{state.value} {attempt.intent} {attempt.candidate.model} {cost}"
+
+
+def _told(attempt: Attempt) -> Told:
+    return Told(
+        job=attempt.job,
+        provider=attempt.candidate.provider,
+        model=attempt.candidate.model,
+        service=attempt.candidate.service,
+        submitted_at=attempt.submitted_at or attempt.started_at,
+        started_at=attempt.started_at,
+        ended_at=datetime.now(UTC),
+        traceparent=attempt.traceparent,
+        intent=attempt.intent,
+        priority=attempt.priority,
+        max_output_tokens=attempt.call.max_output_tokens if attempt.call is not None else None,
+    )
 
 
 def _log(attempt: Attempt, settlement: Settlement, state: JobState, seconds: float, cost: str) -> None:

@@ -31,6 +31,7 @@ from workers.providers.registry import available, make_provider, without_workers
 from workers.sharing import Sharing
 from workers.telemetry import counting, emit
 from workers.till import Till
+from workers.tracing import Tracing, is_wanted
 from workers.writer import Writer
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ class Runtime:
     """The first account of each provider served."""
     accounts: dict[str, dict[str, Provider]] = field(default_factory=dict)
     """All accounts, by provider and name (`admission.account_name`)."""
+    tracing: Tracing | None = None
+    """Where spans go; None = nowhere."""
     headroom: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By limiter lane: share that was left, and when (`time.monotonic()`)."""
     off: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +196,8 @@ class Runtime:
         self._tasks.append(asyncio.create_task(watch.keep_looking(self.take_policy)))
         if "local" in self.providers:
             self._tasks.append(asyncio.create_task(self.gates.keep_looking(self.ledger)))
+        if is_wanted():
+            self.tracing = Tracing.to_collector(worker=self.owner, with_text=self.settings.trace_text)
         self._counting = counting(self.redis)
         await self._counting.__aenter__()
 
@@ -217,6 +222,8 @@ class Runtime:
         await self.health.close()
         await self._counting.__aexit__(None, None, None)
         await self.prefixes.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         for accounts in self.accounts.values():
             for provider in accounts.values():
                 await provider.close()

@@ -30,6 +30,7 @@ from producers.gateway.errors import Family, Kind, Refusal, response
 from producers.gateway.keys import KeyRing, Turnstile
 from producers.gateway.mailroom import Mailroom
 from producers.gateway.postman import Postman
+from waybill import trace
 from waybill.client import AsyncClient
 from waybill.errors import IdempotencyConflict, InvalidJob, ServiceUnavailable
 from waybill.settings import Settings
@@ -146,6 +147,8 @@ class _OneSpelling:
             path = _BARE.sub("/v1/", scope["path"], count=1)
             if path != scope["path"] and _BARE.match(scope["path"]):
                 scope = {**scope, "path": path, "raw_path": path.encode()}
+            given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
+            trace.GIVEN.set(given if trace.parse(given) else None)
         await self._app(scope, receive, send)
 
 

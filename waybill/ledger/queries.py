@@ -24,10 +24,10 @@ with input as (
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
                       max_output_tokens, model, local_only, needs, stream, deadline_at, due_at, question, prefix,
-                      prefix_bytes, key_id, reply_to)
+                      prefix_bytes, key_id, reply_to, traceparent)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
            model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
-           now() + due_s * interval '1 second', question, prefix, prefix_bytes, key_id, reply_to
+           now() + due_s * interval '1 second', question, prefix, prefix_bytes, key_id, reply_to, %(traceparent)s::text
     from input
     on conflict do nothing
     returning id
@@ -96,7 +96,7 @@ with claimed as (
       and j.intent not in (select name from holds where kind = 'intent')
     returning j.id, j.attempt, j.lease_token, j.used, j.losses, j.route, j.route_index, j.intent, j.tenant, j.priority,
               j.stream, j.run_id, j.key_id, j.payload_bytes, j.reply_to, j.error_code,
-              j.prefix, j.prefix_bytes,
+              j.prefix, j.prefix_bytes, j.submitted_at, j.traceparent,
               extract(epoch from j.deadline_at - now())::float8 as slack_s,
               extract(epoch from j.due_at - now())::float8 as due_s
 ), begun as (
@@ -107,6 +107,7 @@ with claimed as (
 )
 select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_index, c.intent, c.tenant, c.priority,
        c.stream, c.run_id::text, c.payload_bytes, c.reply_to, c.error_code, c.prefix, c.prefix_bytes, c.slack_s, c.due_s,
+       c.submitted_at, c.traceparent,
        p.body as payload,
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
           and a.model = c.route -> c.route_index::int ->> 'model'
