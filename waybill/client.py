@@ -636,8 +636,13 @@ def _outcome(row: RowMapping) -> Outcome:
     state = JobState(row["state"])
     assert state in FINAL_STATES
     usd = None if row["unpriced"] else (row["usd"] if row["usd"] is not None else 0)
-    result, error = None, None
-    if state is JobState.SUCCEEDED:
+    result: Result | None = None
+    error: JobError | None = None
+    if state is JobState.SUCCEEDED and row["body"] is None:
+        error = JobFailed(
+            row["id"], "purged", "it had an answer, which was deleted since (`waybill retention`, `waybill erase`)"
+        )
+    elif state is JobState.SUCCEEDED:
         result = _result(row, usd)
     else:
         error = _ERRORS.get(state, JobFailed)(row["id"], row["error_code"] or state.value, row["error"] or state.value)

@@ -75,7 +75,7 @@ class Gates:
         for key in gates.keys() | self._gates.keys():
             gate = gates.get(key, SHUT)
             if gate.is_open != self._gates.get(key, SHUT).is_open:
-                emit("gate.changed", intent=key[0], prompt=key[1], state="open" if gate.is_open else "closed",
+                emit("gate.changed", intent=key[0], fingerprint=key[1], state="open" if gate.is_open else "closed",
                      reason=gate.describe())  # fmt: skip
         self._gates = gates
 

@@ -74,9 +74,10 @@ EVENTS: Final[Mapping[str, Event]] = {
     "budget.share": Event(("budget", "percent")),
     "plan.changed": Event(("intent", "kind", "model", "reason")),
     "plan.lacking": Event(("intent", "reason")),
-    "gate.changed": Event(("intent", "prompt", "state", "reason"), by=("state",)),
+    "gate.changed": Event(("intent", "fingerprint", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),
+    "text.purged": Event(("jobs", "files"), count="jobs"),
     "service.away": Event(("service", "error")),
     "service.back": Event(("service", "seconds_s")),
 }
