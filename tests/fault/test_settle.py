@@ -62,6 +62,8 @@ def world(writer: SlowWriter) -> tuple[Any, Attempt]:
         settings=settings,
         leases={},
         redis=away,
+        tracing=None,
+        keys=(),
         lane=lambda _: Lane(asyncio.Semaphore(1)),
         provider=lambda *_: Answering(),
     )
