@@ -30,6 +30,11 @@ SURE: Final = 0.65
 QUANTILE: Final = 0.9
 REMEMBERED: Final = 64
 """Lengths of answers kept for the percentile."""
+SIZED: Final = 32
+"""Answers after which a limit may be taken from their lengths."""
+ROOM: Final = 2
+"""Times the longest of the last answers."""
+LEAST_ROOM: Final = 512
 TRAINED: Final = 5
 """Answers after which what was learned replaces the start value."""
 _STEP: Final = 0.1
@@ -98,6 +103,17 @@ class Estimates:
         """What nine of ten answers do not exceed; None as long as too few were seen."""
         seen = self._trained(model_id, intent)
         return None if seen is None else seen.output_quantile()
+
+    def output_room(self, model_id: str, intent: str, most: int) -> int:
+        """A limit for the next answer: twice the longest of the last ones, never above `most`.
+
+        A tight limit lets more calls run at once, here and at the provider (docs/limits.md). An answer that is cut by it
+        is asked for again with `most`.
+        """
+        seen = self._seen.get((model_id, intent))
+        if seen is None or len(seen.outputs) < SIZED:
+            return most
+        return min(most, max(LEAST_ROOM, ROOM * max(seen.outputs)))
 
     def need(
         self,

@@ -131,6 +131,13 @@ class History:
         return self.route[self.index].model
 
 
+def with_more_room(history: History, *, sent: int, most: int) -> Retry | None:
+    """Again on the same lane, for an answer that was cut by a limit of ours; None when the limit was the job's or plan's own."""
+    if sent >= most or history.streamed or history.used >= history.max_attempts:
+        return None
+    return Retry(0.0, f"cut after {sent} tokens, a limit taken from earlier answers: again with {most}")
+
+
 def decide(failure: ProviderError, history: History, *, jitter: float) -> Decision:
     """Decide after a failure.
 

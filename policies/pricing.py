@@ -24,6 +24,9 @@ _HALF: Final = Decimal("0.5")
 LOWEST_BAND_TOKENS: Final = 100_000
 """No provider's prices depend on the prompt's length below this (Haiku 5.5: 100k, GPT: 272k)."""
 
+_BANDS: Final = (100_000, 128_000, 200_000, 256_000, 272_000)
+"""Where providers' prices jump, or once did; which of these a model has is read from the price list."""
+
 # What an answer's tier means to the price package. Anything else is an unknown tier: priced as None, never guessed.
 _CONTEXTS: Final[dict[str, dict[str, str] | None]] = {
     "interactive": None,
@@ -117,6 +120,7 @@ class PriceBook:
 
     policy: Policy
     _rates: dict[tuple[str, str, int], Rates | None] = field(default_factory=dict)
+    _bands: dict[tuple[str, str, int], int | None] = field(default_factory=dict)
 
     def rates(self, model_id: str, service: str, at: datetime) -> Rates | None:
         """Rates of the first band; None when the model has no price."""
@@ -142,6 +146,20 @@ class PriceBook:
         ]
         known = [cost / n for cost in costs if cost is not None]
         return Rates(*known) if len(known) == len(costs) else None
+
+    def band(self, model_id: str, service: str, at: datetime) -> int | None:
+        """The longest prompt that still has the lower price; None where the price does not jump."""
+        key = (model_id, service, int(at.timestamp() // 3600))
+        if key not in self._bands:
+            if len(self._bands) > 10_000:
+                self._bands.clear()
+            self._bands[key] = next((tokens for tokens in _BANDS if self._jumps(model_id, service, tokens, at)), None)
+        return self._bands[key]
+
+    def _jumps(self, model_id: str, service: str, tokens: int, at: datetime) -> bool:
+        below = price(self.policy, model_id, service, Usage(input_tokens=tokens), at)
+        above = price(self.policy, model_id, service, Usage(input_tokens=tokens + 1), at)
+        return below is not None and above is not None and above > below * Decimal("1.1")
 
     def cost(self, model_id: str, service: str, usage: Usage, at: datetime) -> Decimal | None:
         """As `price`, from memory where the prompt is shorter than any band."""

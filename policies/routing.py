@@ -12,6 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from policies.catalog import Model
+from policies.cliffs import before_cliff, cliff
 from policies.detour import may_wait, next_open
 from policies.health import Outage
 from policies.lanes import ALL_MODELS, EVEN, Choice, Latency, Offer, Times, choose
@@ -34,6 +35,7 @@ class Request:
         slack_s: Seconds to the deadline, or None.
         priority: `hi` or `lo`.
         due_s: Seconds in which the answer is wanted; None = at once, so that no cheaper lane comes into question.
+        prefix_bytes: Of `payload_bytes`, what a prompt cache may keep.
     """
 
     intent: str
@@ -45,6 +47,7 @@ class Request:
     slack_s: float | None = None
     priority: str = "hi"
     due_s: float | None = None
+    prefix_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,9 @@ def route(request: Request, policy: Policy, snapshot: Snapshot, prices: PriceBoo
     if not candidates:
         why = "; ".join(f"{model}: {obstacle}" for model, obstacle in passed_over.items()) or "no local model is known"
         return NoRoute("no_route", f"no model can take this job ({why})")
-    return _around_outages(request, Route(tuple(candidates), reason, passed_over), snapshot)
+    over = cliff(policy.models[candidates[0].model], candidates[0], request.payload_bytes, prices, snapshot.now)
+    candidates = list(before_cliff(candidates, over))
+    return _around_outages(request, Route(tuple(candidates), candidates[0].reason, passed_over), snapshot)
 
 
 def _around_outages(request: Request, found: Route, snapshot: Snapshot) -> Route | Later:
@@ -199,8 +204,12 @@ def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snaps
 
 def likely_usage(request: Request, model: Model, plan: Plan | None) -> Usage:
     """Upper estimate of what one attempt uses."""
+    tokens = estimate_tokens(request.payload_bytes, model.bytes_per_token)
+    # What may be written to a prompt cache costs more than what is not.
+    written = min(tokens, int(request.prefix_bytes / model.bytes_per_token)) if model.caching != "none" else 0
     return Usage(
-        input_tokens=estimate_tokens(request.payload_bytes, model.bytes_per_token),
+        input_tokens=tokens - written,
+        cache_write_tokens=written,
         output_tokens=output_limit(request, model, plan),
     )
 

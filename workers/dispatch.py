@@ -453,6 +453,7 @@ def _request(row: Mapping[str, Any]) -> Request:
         slack_s=row["slack_s"],
         priority=row["priority"],
         due_s=row["due_s"],
+        prefix_bytes=row["prefix_bytes"],
     )
 
 

@@ -23,9 +23,21 @@ from typing import Any, assert_never
 from sqlalchemy.engine import RowMapping
 
 from policies.caching import Prefix
+from policies.catalog import Model
 from policies.dialects.carry import said
 from policies.dialects.messages import DEFAULT_MAX_TOKENS
-from policies.fallback import Accept, Decision, Escalate, GiveUp, History, Reroute, Retry, Snooze, decide
+from policies.fallback import (
+    Accept,
+    Decision,
+    Escalate,
+    GiveUp,
+    History,
+    Reroute,
+    Retry,
+    Snooze,
+    decide,
+    with_more_room,
+)
 from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.policyfile import Plan
 from policies.pricing import PRICE_VERSION, uncached
@@ -42,7 +54,7 @@ from workers.affording import afford
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
 from workers.limiter import Grant
-from workers.providers.base import Answer, Call, Frames
+from workers.providers.base import Answer, Call, Frames, Stop
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.telemetry import emit
@@ -86,6 +98,7 @@ class Attempt:
         prefix: What the job has in common with others; None = nothing.
         prefix_name: It in this lane and account (workers/warming.py).
         leads: The same, while others wait for this attempt to write it.
+        most_output_tokens: What the answer may have at most, by job and plan; the call may ask for less.
         has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
         account: Which of the provider's accounts it is reserved in.
@@ -113,6 +126,7 @@ class Attempt:
     prefix_name: str | None = None
     leads: str | None = None
     call: Call | None = None
+    most_output_tokens: int = 0
     grant: Grant | None = None
     account: str = ""
     said: tuple[str, ...] = ()
@@ -344,6 +358,10 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
     longest_s = runtime.settings.call_timeout_s
     if candidate.service == "flex":
         longest_s = max(longest_s, FLEX_TIMEOUT_S)
+    most = output_limit(
+        Request(attempt.intent, attempt.payload_bytes, max_output_tokens=_wished_tokens(job, plan)), model, plan
+    )
+    attempt.most_output_tokens = most
     attempt.call = Call(
         model=model,
         messages=job.messages or (Message(role="user", content=job.prompt),),
@@ -352,9 +370,7 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         context=job.context,
         json_schema=job.json_schema,
         labels=job.labels,
-        max_output_tokens=output_limit(
-            Request(attempt.intent, attempt.payload_bytes, max_output_tokens=_wished_tokens(job, plan)), model, plan
-        ),
+        max_output_tokens=_room(runtime, attempt, model, most),
         effort=effort if effort in model.efforts else None,
         service=candidate.service,
         timeout_s=_timeout_s(attempt, longest_s),
@@ -378,6 +394,16 @@ def _timeout_s(attempt: Attempt, longest_s: float) -> float:
     if leave_s is not None and history.due_s is not None and history.has_next:
         left_s.append(max(1.0, history.due_s - leave_s))
     return min(longest_s, *left_s) if left_s else longest_s
+
+
+def _room(runtime: Runtime, attempt: Attempt, model: Model, most: int) -> int:
+    """The limit of this answer: from history where nobody asked for one and a cut answer can be asked for again."""
+    job = attempt.job
+    if job.max_output_tokens is not None or job.wire is not None or job.stream or model.provider == "local":
+        return most
+    if attempt.history.same_lane > 1:
+        return most
+    return runtime.limiter.estimates.output_room(model.id, attempt.intent, most)
 
 
 def heed_block(runtime: Runtime, attempt: Attempt) -> None:
@@ -492,7 +518,12 @@ def assess(runtime: Runtime, attempt: Attempt) -> None:
     if attempt.failure is not None:
         attempt.decision = decide(attempt.failure, history, jitter=random.random())
     elif attempt.answer is not None:
-        attempt.decision = judge(_asked(runtime, attempt), _given(attempt), history, _local_check(runtime, attempt))
+        if attempt.answer.stop is Stop.TRUNCATED and attempt.call is not None:
+            sent = attempt.call.max_output_tokens
+            attempt.decision = with_more_room(history, sent=sent, most=attempt.most_output_tokens)
+        attempt.decision = attempt.decision or judge(
+            _asked(runtime, attempt), _given(attempt), history, _local_check(runtime, attempt)
+        )
 
 
 def _asked(runtime: Runtime, attempt: Attempt) -> Asked:
@@ -676,6 +707,8 @@ def _settlement(attempt: Attempt, *, hand_back: bool) -> Settlement:
             delay = decision.delay_s
             state = JobState.PARKED if delay > 0 else JobState.ROUTED
             outcome, uses = ("hand_back", 0) if hand_back else ("retry", 1)
+            if attempt.answer is not None:
+                attempt_state = AttemptState.WEAK
         case Reroute():
             outcome, index = "fallback", decision.index
             uses = 0 if not attempt.called else 1

@@ -185,6 +185,20 @@ def test_a_leader_that_fails_holds_nobody_up(client: Client, sandbox: Running) -
     assert all(outcome.result for outcome in client.results(ids, timeout_s=60))
 
 
+def test_an_answer_cut_by_a_limit_from_history_is_asked_for_again_with_the_whole(
+    client: Client, sandbox: Running, urls: tuple[str, str]
+) -> None:
+    many = [Job(intent="summarization", prompt=f"sum up note {n}", model="claude-sonnet-5-5") for n in range(40)]
+    assert all(outcome.result for outcome in client.results(client.submit_many(many), timeout_s=60))
+    sandbox.fault("max_tokens", times=1)
+
+    job_id = client.submit(Job(intent="summarization", prompt="a long one", model="claude-sonnet-5-5"))
+    result = client.result(job_id, timeout_s=30)
+
+    assert result.attempts == 2
+    assert [row[1] for row in attempts(urls, job_id)] == ["weak", "succeeded"]
+
+
 def led(client: Client, job: Job, *, followers: int) -> list[str]:
     """Ids of a job that is being called for, and of others that ask the same."""
     leader = client.submit(job)
