@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from policies.estimates import Estimates
 from policies.fallback import History
 from policies.policyfile import parse
 from policies.pricing import PriceBook
@@ -64,6 +65,7 @@ def world(writer: SlowWriter) -> tuple[Any, Attempt]:
         redis=away,
         tracing=None,
         keys=(),
+        limiter=SimpleNamespace(estimates=Estimates()),
         lane=lambda _: Lane(asyncio.Semaphore(1)),
         provider=lambda *_: Answering(),
     )
