@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.policyfile import Policy
 from producers.dashboard import page
-from producers.gateway import admin, batches, calls, files, jobs, messagebatches, models, webhooks
+from producers.gateway import admin, batches, calls, document, files, jobs, messagebatches, models, webhooks
 from producers.gateway.address import networks
 from producers.gateway.clerk import Clerk
 from producers.gateway.errors import Family, Kind, Refusal, response
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("waybill.gateway")
 
 ROUTE_MODULES: Final[tuple[ModuleType, ...]] = (
+    document,
     models,
     calls,
     admin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,7 +15,8 @@ from producers.gateway.answer import Carriage, respond
 from producers.gateway.principal import authorize
 from producers.gateway.request import make_job, read_body
 
-_DEFAULT_BYTES_PER_TOKEN = 2.5
+_DEFAULT_BYTES_PER_TOKEN: Final = 2.5
+_TITLES: Final = {"chat": "Chat Completions", "responses": "Responses", "messages": "Messages"}
 
 
 def _endpoint(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
@@ -26,6 +28,7 @@ def _endpoint(dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
         carriage = Carriage(gateway.client, gateway.mailroom, job, dialect, request.state.request_id)
         return await respond(request, carriage)
 
+    answer.__doc__ = f"Answer a request in the dialect of {_TITLES[dialect]}, whole or as a stream of events."
     return answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,15 @@ from sandbox.testing import Running, running
 from tests.fleet import RunningFleet, running_fleet
 from waybill import embedded
 
+_numbers = itertools.count(1)
+
 
 @pytest.fixture(scope="session")
 def gateway_urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
     """A ledger and a Redis database for this folder."""
-    database_url = embedded.create_database(str(services.database_url), "gateway", template=ledger_template)
+    database_url = embedded.create_database(
+        str(services.database_url), f"gateway_{next(_numbers)}", template=ledger_template
+    )
     redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
     with redis.Redis.from_url(redis_url) as connection:
         connection.flushdb()

@@ -74,3 +74,18 @@ def test_unknown_model_and_path_are_404_in_the_dialects_own_shape(http: TestClie
     assert anthropic.json()["error"]["type"] == "not_found_error"
     assert anthropic.json()["request_id"] == anthropic.headers["request-id"]
     assert nowhere.status_code == 404
+
+
+def test_serves_its_openapi_document_and_a_page_for_people(http: TestClient) -> None:
+    document = http.get("/openapi.json").json()
+    page = http.get("/docs")
+
+    assert document["openapi"].startswith("3.")
+    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models/{model}"} <= document["paths"].keys()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert operation["summary"]
+            assert "default" in operation["responses"]
+    assert "/v1/messages" in page.text
+    assert "http://127.0.0.1" in page.text
+    assert "<script" not in page.text
