@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -28,6 +29,8 @@ SCHEMA_PARAMS: Final[dict[Dialect, str]] = {
 }
 DIRECT: Final = "direct"
 """The intent of a request for a concrete model that names none."""
+_DATED: Final = re.compile(r"-20\d{6}$|-20\d\d-\d\d-\d\d$")
+"""A snapshot's date: `claude-haiku-4-5-20251001` is the catalogue's `claude-haiku-4-5`."""
 _VERSIONS: Final = ("2023-06-01", "2026-10-21")
 # Beta features that change how one request is answered. Others need state at the provider, or spend uncounted money.
 _BETAS: Final = (
@@ -127,7 +130,7 @@ def _where_to(name: str, options: Options, policy: Policy, off: frozenset[str]) 
         return AUTO if options.intent is None else _intent(options.intent, policy, "x-waybill-intent"), None
     if name.startswith(INTENT_PREFIX):
         return _intent(name.removeprefix(INTENT_PREFIX), policy, "model"), None
-    model = policy.models.get(name)
+    model = policy.models.get(name) or policy.models.get(_DATED.sub("", name))
     if model is None or model.provider in off:
         raise unknown_model(name)
     intent = DIRECT if options.intent is None else _intent(options.intent, policy, "x-waybill-intent")
