@@ -9,7 +9,9 @@ with the ledger.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -90,6 +92,7 @@ class _Rehearsal:
         redis_url = next(pod.env["WAYBILL_REDIS_URL"] for pod in self.carriers)
         with Client(self.stage.database_url, redis_url) as client:
             self.carry(client)
+            self.through_the_gateway()
             self.scale(client)
             self.drain(client)
             self.lose_broker(client)
@@ -130,6 +133,31 @@ class _Rehearsal:
         if missing := expected - {name for name, _ in used}:
             raise RehearsalFailed(f"no job came to {', '.join(sorted(missing))}")
         self.say(f"{len(ids)} jobs through the fleet: " + ", ".join(f"{name} {count}" for name, count in used))
+
+    def through_the_gateway(self) -> None:
+        """One question over HTTP, and the dashboard. Here it listens on loopback, so it asks for no key."""
+        pod = self.pods.get("gateway")
+        if pod is None:
+            return
+        port = self.stage.ports[pod.pod.label, container_port(pod.pod, "http")]
+        asked = {
+            "model": "waybill/extraction",
+            "messages": [{"role": "user", "content": "rehearsal: what is the total?"}],
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            data=json.dumps(asked).encode(),
+            headers={"content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=RESULT_S) as answer:  # noqa: S310
+                served = json.load(answer)["model"]
+            state = f"http://127.0.0.1:{port}/dashboard/state"
+            with urllib.request.urlopen(state, timeout=30) as answer:
+                lanes = len(json.load(answer)["lanes"])
+        except (OSError, ValueError, KeyError) as exc:
+            raise RehearsalFailed(f"{pod.pod.label}: does not serve: {exc}") from None
+        self.say(f"one question through the gateway, answered by {served}; the dashboard shows {lanes} lanes")
 
     def _local_jobs(self, client: Client) -> Iterator[Job]:
         if any(pod.name == "worker-local" for pod in self.fleet):
