@@ -9,8 +9,9 @@ Candidate.leave_s (the hedge) and fallback.decide (expired rows, no flex capacit
 deadline_hit_rate          jobs answered when they were due
 cost_ratio_to_optimum      cost over that of a clairvoyant who knows each lane's latency for each job beforehand and takes the
                            cheapest that is in time; the optimum pays for one call a job
-cost_ratio_to_interactive  cost over all jobs interactive
-Each is the worst of all seeds.
+cost_ratio_to_interactive  cost over all jobs interactive; of the quarter of the deadlines where it is worst
+Hits and cost_ratio_to_interactive are the worst of all seeds; cost_ratio_to_optimum is that of all seeds' jobs together (a few
+jobs of the dearest model weigh much in one), with the worst seed beside it.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class World:
             known.append(fresh if not known else 0.9 * known[-1] + (1 - 0.9**2) ** 0.5 * fresh)
         return known[quarter]
 
+    def place(self, job: Job, row: int) -> float:
+        """When in its batch's time a row is done, 0..1."""
+        return self._draw("place", job.number, row).random()
+
     def expires(self, job: Job, attempt: int = 0) -> bool:
         """A row that is not done."""
         return self._draw("expired", job.number, attempt).random() < EXPIRED
@@ -143,6 +148,7 @@ class Day:
             self.seen[lane] = list(seconds)
         self._times: dict[str, Latency] = {}
         self._times_at = -TIMES_EVERY_S
+        self._left: dict[tuple[int, int], float] = {}
         self.lanes: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -206,6 +212,7 @@ class Day:
         job, version = what
         if job.version != version or job.done_s is not None:
             return
+        self._left[job.number, version] = now
         job.version += 1
         job.index += 1
         self.lanes["left"] += 1
@@ -256,8 +263,11 @@ class Day:
         self._at(now + self.world.batch_s(part, now) + COLLECT_S, "end", batch)
 
     def _on_end(self, now: float, batch: Batch) -> None:
-        # The provider is told to stop when the last job has left: what it had not done is not charged (half of it, say).
+        # The provider is told to stop when the last job has left: what it had not done by then (evenly, as in the sandbox) is
+        # not charged.
         is_cancelled = all(job.version != version for job, version in batch.rows)
+        left_s = max((self._left.get((job.number, version), now) for job, version in batch.rows), default=now)
+        share = (left_s - batch.sent_s) / (now - batch.sent_s) if is_cancelled else 1.0
         seen: dict[str, list[float]] = defaultdict(list)
         for number, (job, version) in enumerate(batch.rows):
             lane = next(candidate for candidate in job.route if candidate.service == "batch")
@@ -266,7 +276,7 @@ class Day:
                 if is_live:
                     self._fail(now, job, failure("batch_expired", "expired"))
                 continue
-            if is_cancelled and number % 2:
+            if self.world.place(job, number) > share:
                 continue
             job.cost += self._cost(job, "batch", now)
             for model in (lane.model, ALL_MODELS):
@@ -317,17 +327,23 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 
 def optimum(policy: Policy, prices: PriceBook, world: World, job: Job) -> Decimal:
-    """The cheapest single call that is in time, known beforehand; the interactive one where none is."""
-    services = policy.models[job.model].services
-    part = job.model if policy.models[job.model].provider == "openai" else policy.models[job.model].provider
-    done = {
-        "interactive": world.interactive_s(job, 1),
-        "flex": world.flex_s(job, 1) if not world.flex_is_full(job, 1) else TOO_LATE_S,
-        # Sent at once, alone.
-        "batch": world.batch_s(part, job.arrives_s) + COLLECT_S if not world.expires(job, 1) else TOO_LATE_S,
-    }
+    """The cheapest lane in which the job can be done in time, known beforehand; the interactive one where none is.
+
+    Tries that fail cost nothing and the next one follows at once, so that this is a bound that no fleet can reach.
+    """
+    model = policy.models[job.model]
+    part = job.model if model.provider == "openai" else model.provider
+    done = {"interactive": world.interactive_s(job, 1), "flex": TOO_LATE_S, "batch": 0.0}
+    for attempt in range(1, 9):
+        if not world.flex_is_full(job, attempt):
+            done["flex"] = world.flex_s(job, attempt)
+            break
+    for attempt in range(1, 9):
+        done["batch"] += world.batch_s(part, job.arrives_s + done["batch"]) + COLLECT_S
+        if not world.expires(job, attempt):
+            break
     at = START + timedelta(seconds=job.arrives_s)
-    able = [cost_of(policy, prices, job, service, at) for service in services if done[service] <= job.due_s]
+    able = [cost_of(policy, prices, job, service, at) for service in model.services if done[service] <= job.due_s]
     return min(able, default=cost_of(policy, prices, job, "interactive", at))
 
 
@@ -370,6 +386,8 @@ def day(seed: int, count: int, services: Sequence[str] | None) -> dict[str, Any]
     hits = sum(job.done_s is not None and job.done_s <= job.due_at for job in jobs)
     return {
         "seed": seed,
+        "usd": float(cost),
+        "optimum_usd": float(best),
         "deadline_hit_rate": hits / len(jobs),
         "cost_ratio_to_optimum": float(cost / best),
         "cost_ratio_to_interactive": float(cost / sum(usual.values())),
@@ -380,12 +398,13 @@ def day(seed: int, count: int, services: Sequence[str] | None) -> dict[str, Any]
 
 
 def measure(seeds: Sequence[int], count: int = JOBS, services: Sequence[str] | None = None) -> dict[str, Any]:
-    """The worst figures of all seeds."""
+    """The figures of all seeds."""
     days = [day(seed, count, services) for seed in seeds]
     return {
         "jobs": count,
         "deadline_hit_rate": min(one["deadline_hit_rate"] for one in days),
-        "cost_ratio_to_optimum": max(one["cost_ratio_to_optimum"] for one in days),
+        "cost_ratio_to_optimum": sum(one["usd"] for one in days) / sum(one["optimum_usd"] for one in days),
+        "cost_ratio_of_worst_seed": max(one["cost_ratio_to_optimum"] for one in days),
         "cost_ratio_to_interactive": max(one["worst_quarter"] for one in days),
         "cost_ratio_overall": max(one["cost_ratio_to_interactive"] for one in days),
         "days": days,

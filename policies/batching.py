@@ -27,6 +27,8 @@ class BatchRules:
     lost_after_s: float = 60.0
 
 
+ONE_MODEL: Final = frozenset({"openai"})
+"""Providers whose batches have one model each; elsewhere rows of all models are done, and end, together."""
 POLL_MOST_S: Final = 60.0
 LINGER_OF_SLACK: Final = 0.02
 """Of the time a row has, this much at most goes into waiting for others."""

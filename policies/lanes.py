@@ -24,7 +24,7 @@ PRIOR_WEIGHT: Final = {"interactive": 20, "local": 20, "flex": 10, "batch": 4}
 """Observations that a prior counts for. A wrong belief about a cheap lane costs money, one about the last lane deadlines."""
 ALL_MODELS: Final = "*"
 """In the name of a lane: all models of its provider."""
-RECENT: Final = {"batch": 30}
+RECENT: Final = {"batch": 12}
 RECENT_USUAL: Final = 500
 """Latest observations of a lane that count: the load of providers lasts for hours, and shows in batches first."""
 HEDGES: Final = (0.9975, 0.99, 0.97, 0.9)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
+from policies.batching import ONE_MODEL
 from policies.catalog import Model
 from policies.cliffs import before_cliff, cliff
 from policies.detour import may_wait, next_open
@@ -18,7 +19,7 @@ from policies.health import Outage
 from policies.lanes import ALL_MODELS, EVEN, Choice, Latency, Offer, Times, choose
 from policies.policyfile import Plan, Policy
 from policies.pricing import PriceBook, estimate_tokens
-from waybill.contract import Candidate, Usage, lane_name
+from waybill.contract import BATCH_SERVICE, Candidate, Usage, lane_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,4 +307,5 @@ def _by_cheaper(candidate: Candidate, choice: Choice, snapshot: Snapshot, reason
 
 def _times(candidate: Candidate, snapshot: Snapshot) -> Times:
     own, pool = (lane_name(candidate.provider, model, candidate.service) for model in (candidate.model, ALL_MODELS))
-    return Times(candidate.service, snapshot.times.get(own), snapshot.times.get(pool))
+    is_mixed = candidate.service == BATCH_SERVICE and candidate.provider not in ONE_MODEL
+    return Times(candidate.service, None if is_mixed else snapshot.times.get(own), snapshot.times.get(pool))

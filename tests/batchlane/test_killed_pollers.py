@@ -1,6 +1,6 @@
 """R32: pollers die at every step; no batch is lost, none is sent twice, every job has one result and every charge is booked once.
 
-The long run (5,000 jobs) is for WAYBILL_SLOW=1; the short one below runs the same with 240 jobs.
+The last one has 5,000 jobs and eight deaths with WAYBILL_SLOW=1, 100 and one otherwise.
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import redis
 
-from tests.batchlane.stage import MODELS, Stage, stage
-from waybill import embedded
+from tests.batchlane.stage import MODELS, Stage
 
 POINTS = (
     "batch_before_gather",
@@ -32,17 +29,6 @@ HOUR_S, DAY_S = 3600, 86400
 SLOW = os.environ.get("WAYBILL_SLOW") == "1"
 
 
-@pytest.fixture(scope="module")
-def on(services: embedded.Services, ledger_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A fleet of its own: its poller dies."""
-    database_url = embedded.create_database(str(services.database_url), "killed_pollers", template=ledger_template)
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
-    with stage((database_url, redis_url), tmp_path_factory.mktemp("killed"), max_rows=2500 if SLOW else 60) as running:
-        yield running
-
-
 def restart(on: Stage, point: str | None) -> None:
     """Another poller in the place of the dead one; it dies at `point`."""
     if on.fleet.alive("batch"):
@@ -55,9 +41,8 @@ def die(on: Stage, point: str, timeout_s: float = 60) -> None:
     on.until(lambda: not on.fleet.alive("batch"), timeout_s, f"the death at {point}")
 
 
-@pytest.mark.parametrize("point", POINTS if SLOW else [random.SystemRandom().choice(POINTS[:5])])
+@pytest.mark.parametrize("point", POINTS)
 def test_r32_a_poller_that_dies_on_the_way_there_loses_and_repeats_nothing(on: Stage, point: str) -> None:
-    on.begin()
     restart(on, point)
     on.submit(6)
     if POINTS.index(point) >= POINTS.index("batch_before_results"):
@@ -77,7 +62,6 @@ def test_r32_a_poller_that_dies_on_the_way_there_loses_and_repeats_nothing(on: S
 
 
 def test_r32_an_answer_that_is_lost_does_not_make_a_second_batch(on: Stage) -> None:
-    on.begin()
     restart(on, None)
     on.sandbox.fault("reset", endpoint="batches", billed=True, times=3)
     on.submit(6)
@@ -95,7 +79,6 @@ def test_r32_a_batch_of_somebody_else_is_not_taken_for_ours(on: Stage) -> None:
     """Same account, same time, same number of rows, while ours was never created."""
     from anthropic import Anthropic
 
-    on.begin()
     restart(on, "batch_before_create")
     on.submit(3, models=MODELS[:1])
     die(on, "batch_before_create")
@@ -120,7 +103,6 @@ def test_r32_a_batch_of_somebody_else_is_not_taken_for_ours(on: Stage) -> None:
 
 
 def test_r32_several_pollers_share_the_work_and_bill_once(on: Stage, tmp_path: Path) -> None:
-    on.begin()
     restart(on, None)
     program = on.fleet._programs["batch"]
     on.fleet._programs["batch-2"] = program
@@ -140,9 +122,8 @@ def test_r32_several_pollers_share_the_work_and_bill_once(on: Stage, tmp_path: P
 
 
 def test_r32_expiry_errors_reordering_and_a_poller_killed_at_each_point(on: Stage) -> None:
-    count = 5000 if SLOW else 240
-    points = POINTS if SLOW else random.SystemRandom().sample(POINTS, 3)
-    on.begin()
+    count = 5000 if SLOW else 100
+    points = POINTS if SLOW else random.SystemRandom().sample(POINTS[:5], 1)
     on.sandbox.fault("batch_expired", endpoint="batch", probability=0.02)
     on.sandbox.fault("server_error", endpoint="batch", probability=0.02)
     on.sandbox.fault("overloaded", endpoint="batches", probability=0.1)
@@ -166,4 +147,4 @@ def test_r32_expiry_errors_reordering_and_a_poller_killed_at_each_point(on: Stag
     on.check()
     tiers = on.tiers()
     assert set(tiers) == {"batch"}, "nothing had to go at the full price"
-    assert len(waiting) <= (0 if SLOW else 3)
+    assert not waiting, "a poller that was to die did not get there"

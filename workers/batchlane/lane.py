@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from policies.batching import Gathering, hold_s
+from policies.batching import ONE_MODEL, Gathering, hold_s
 from waybill.contract import new_job_id
 from waybill.errors import LedgerUnavailable, ProviderError
 from waybill.ledger import providerbatches
@@ -33,8 +33,6 @@ log = logging.getLogger("waybill.batches")
 TICK_S: Final = 1.0
 AT_ONCE: Final = 4
 """Batches that one process works on side by side."""
-ONE_MODEL: Final = ("openai",)
-"""Providers whose batches have one model each."""
 _BYTES_PER_TOKEN: Final = 3.0
 _AGAIN_S: Final = 5.0
 
