@@ -42,7 +42,7 @@ from producers.window import Window
 from waybill.client import AsyncClient
 from waybill.contract import Priority, new_job_id
 from waybill.errors import BrokerUnavailable, InvalidJob, LedgerUnavailable
-from waybill.ledger import queries, reports
+from waybill.ledger import budgets, queries, reports
 from waybill.settings import Settings
 
 
@@ -71,6 +71,7 @@ class BatchSpec:
         id_column: Column with the row's own id: part of the row's identity, and shown by `waybill why`.
         max_output_tokens: None = the intent's default.
         filled: Columns that must not be empty; None = all that the prompt uses.
+        budget: USD the run may spend in all; None = as much as it takes (or as an earlier command has set).
         fresh: Do all rows again, whatever was done before.
         retry_failed: Give rows that failed in an earlier run of this command another chance.
         raw_csv: Leave CSV cells that a spreadsheet would run as formulas as they are.
@@ -97,6 +98,7 @@ class BatchSpec:
     id_column: str | None = None
     max_output_tokens: int | None = None
     filled: tuple[str, ...] | None = None
+    budget: Decimal | None = None
     fresh: bool = False
     retry_failed: bool = False
     raw_csv: bool = False
@@ -177,6 +179,8 @@ async def run(
     output = await asyncio.to_thread(open_output, spec.output, plan.source, plan.survey, raw_csv=spec.raw_csv)
     try:
         run_id, generation = await _open_run(plan, client)
+        if spec.budget is not None:
+            await client.ledger.fetch(budgets.SET, _budget(run_id, spec.budget))
         with progress or Silent() as shown, reading(plan.source, spec.limit) as rows:
             collector, complete = await _carry(plan, client, output, rows, (run_id, generation), shown, stop)
         path = output.finish() if complete else output.keep()
@@ -376,6 +380,17 @@ async def check_services(client: AsyncClient) -> None:
     except (RedisError, OSError) as exc:
         line = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise BrokerUnavailable(f"Redis does not answer: {line}; start it, or correct WAYBILL_REDIS_URL") from None
+
+
+def _budget(run_id: str, usd: Decimal) -> dict[str, object]:
+    return {
+        "scope": "run",
+        "subject": run_id,
+        "period": "total",
+        "cap_usd": usd,
+        "at_cap": "stop",
+        "alert_shares": [50, 80, 100],
+    }
 
 
 async def _open_run(plan: Plan, client: AsyncClient) -> tuple[str, str]:

@@ -46,6 +46,11 @@ def _ended(row: Mapping[str, Any], outcome: Mapping[str, Any] | None) -> Ended:
         return Ended(seq, custom_id, "errored", refusal=load_refusal(row["refused"]))
     if row["id"] is None or row["state"] == "cancelled" or outcome is None:
         return Ended(seq, custom_id, "canceled")  # the provider's spelling
+    if outcome["state"] == "succeeded" and outcome["body"] is None:
+        gone = Refusal(
+            Kind.NOT_FOUND, f"the answer of job {row['id']} was deleted: its time was over (waybill retention)"
+        )
+        return Ended(seq, custom_id, "errored", refusal=gone)
     if outcome["state"] == "succeeded":
         answer = json.loads(outcome["body"]).get("wire")
         if answer is not None:

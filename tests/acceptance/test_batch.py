@@ -237,6 +237,23 @@ def test_rows_that_failed_stay_failed_until_they_are_asked_for_again(place: Plac
     assert sum(row["_usd"] for row in after) == Decimal(str(place.sandbox.bill()["total_usd"]))
 
 
+def test_a_budget_stops_a_run_and_a_higher_one_goes_on_with_it(place: Place) -> None:
+    rows = "\n".join(json.dumps({"text": f"Note {number} of the budget: Ann."}) for number in range(30))
+    place.write("budget.jsonl", rows)
+    command = ("budget.jsonl", "--intent", "extraction", "--prompt", "prompt.txt", "--schema", "schema.json",
+               "--output", "budget-out.jsonl")  # fmt: skip
+    before = place.calls()
+
+    stopped = place.run(*command, "--budget", "0.00001")
+    calls = place.calls() - before
+    finished = place.run(*command, "--budget", "5", "--retry-failed")
+
+    assert (stopped.returncode, calls) == (1, 0), stopped.stderr
+    assert finished.returncode == 0, finished.stderr
+    told = [json.loads(line) for line in (place.folder / "budget-out.jsonl").read_text().splitlines()]
+    assert [row["_status"] for row in told] == ["succeeded"] * 30
+
+
 async def test_the_demo_runs_four_intents_and_its_figures_are_the_bill(place: Place) -> None:
     env = place.env
     async with AsyncClient(env["WAYBILL_DATABASE_URL"], env["WAYBILL_REDIS_URL"], tenant=place.tenant) as client:

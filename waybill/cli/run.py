@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from waybill.cli.durations import DURATION
+from waybill.cli.money import USD
 from waybill.errors import ConfigError
 from waybill.settings import Settings
 
@@ -71,6 +72,12 @@ class _Run(click.Command):
     multiple=True,
     metavar="COLUMN",
     help="Column that must not be empty (repeatable); default: all that the prompt uses.",
+)
+@click.option(
+    "--budget",
+    type=USD,
+    metavar="USD",
+    help="What the run may spend in all, retries and escalations counted in; then rows fail with budget_exhausted.",
 )
 @click.option("--fresh", is_flag=True, help="Do all rows again, whatever was done before.")
 @click.option("--retry-failed", is_flag=True, help="Give rows that failed before another chance.")
@@ -186,7 +193,7 @@ def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], 
             name: options[name]
             for name in (
                 "model", "local_only", "local_only_column", "tenant", "deadline_s", "latency", "limit", "id_column",
-                "max_output_tokens", "fresh", "retry_failed", "raw_csv",
+                "max_output_tokens", "budget", "fresh", "retry_failed", "raw_csv",
             )
         },
     )  # fmt: skip

@@ -5,33 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import click
 
 from waybill.cli.desk import Desk, at_desk, refuse
+from waybill.cli.money import USD
 from waybill.ledger import budgets as spending
 from waybill.ledger import keys as keyring
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import RowMapping
-
-
-class Usd(click.ParamType[Decimal]):
-    """An amount of money, exact."""
-
-    name = "usd"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
-        """As Decimal; a dollar sign in front is fine."""
-        try:
-            amount = Decimal(str(value).removeprefix("$"))
-        except InvalidOperation:
-            amount = Decimal("NaN")
-        if not amount.is_finite() or amount < 0:
-            self.fail(f"{value!r} is not an amount in USD, such as 5 or 0.25", param, ctx)
-        return amount
 
 
 def _json(rows: Sequence[RowMapping]) -> str:
@@ -55,7 +40,7 @@ def keys() -> None:
     "--rpm", type=click.IntRange(min=1), default=None, help="Requests a minute; default: no limit of its own."
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=None, help="Requests open at once.")
-@click.option("--budget", type=Usd(), default=None, help="USD it may spend in all (more kinds: waybill budgets set).")
+@click.option("--budget", type=USD, default=None, help="USD it may spend in all (more kinds: waybill budgets set).")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def keys_create(
     tenant: str,
@@ -234,7 +219,7 @@ async def _check_subject(desk: Desk, scope: str, subject: str) -> str:
 
 
 @budgets.command("set")
-@click.argument("usd", type=Usd())
+@click.argument("usd", type=USD)
 @click.option("--tenant")
 @click.option("--key")
 @click.option("--run")
