@@ -20,6 +20,9 @@ QUICK_TESTS = (
     "test_why_shows",
     "test_r32_expiry_errors_reordering",
     "test_deadlines_are_met",
+    "test_times_are_read",
+    "test_a_batch_is_one_observation",
+    "test_an_empty_ledger",
 )
 """In the short check; together about 40 s on an idle machine."""
 

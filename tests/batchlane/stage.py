@@ -27,7 +27,7 @@ MICRO = Decimal("0.000001")
 QUICK = {"WAYBILL_LEASE_S": "3", "WAYBILL_DRAIN_S": "1", "WAYBILL_CALL_TIMEOUT_S": "10"}
 RULES = """
 [lanes]
-services = ["batch"]
+services = ["{service}"]
 [batches]
 linger_s = 0.5
 poll_s = 0.3
@@ -168,12 +168,13 @@ def stage(
     folder: Path,
     *,
     max_rows: int = 1000,
+    service: str = "batch",
     more: str = "",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Stage]:
     """A fleet with one batch poller."""
     policy = folder / "policy.toml"
-    policy.write_text(SHIPPED_POLICY.read_text() + RULES.format(max_rows=max_rows, more=more))
+    policy.write_text(SHIPPED_POLICY.read_text() + RULES.format(max_rows=max_rows, more=more, service=service))
     settings = {**QUICK, "WAYBILL_POLICY_FILE": str(policy), **(env or {})}
     with (
         running() as provider,

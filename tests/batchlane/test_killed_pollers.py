@@ -121,6 +121,7 @@ def test_r32_several_pollers_share_the_work_and_bill_once(on: Stage, tmp_path: P
     on.check()
 
 
+@pytest.mark.timeout(1200)
 def test_r32_expiry_errors_reordering_and_a_poller_killed_at_each_point(on: Stage) -> None:
     count = 5000 if SLOW else 100
     points = POINTS if SLOW else random.SystemRandom().sample(POINTS[:5], 1)

@@ -133,3 +133,57 @@ def test_every_chain_of_failures_ends_and_no_lane_is_visited_again(
 def _may_wait(chain: list[ProviderError], decision: Decision | None) -> bool:
     """Throttling uses no attempt, so a chain of it may still be waiting; anything else uses the budget up."""
     return sum(not isinstance(failure, Throttled) for failure in chain) < 5 + 4 and decision is not None
+
+
+# --- cheap lanes ------------------------------------------------------------------------------------------------------
+
+EXPIRED = Unavailable("expired", code="batch_expired", billed=False)
+FULL = Throttled("429", code="no_capacity", retry_after_s=None)
+
+
+def cheap(service: str, **more: object) -> History:
+    lane = Candidate("p", "m0", service, "why", Decimal(1), leave_s=60.0, again_s=900.0)
+    route = [lane, Candidate("p", "m0", "interactive", "why", Decimal(2)), Candidate("p", "m1", "interactive", "why")]
+    return History(route=route, index=0, used=1, max_attempts=5, **more)  # type: ignore[arg-type]
+
+
+def test_a_row_that_was_not_done_goes_to_the_batch_lane_again_while_there_is_time() -> None:
+    assert isinstance(decide(EXPIRED, cheap("batch", due_s=3600.0), jitter=0.5), Retry)
+
+
+@pytest.mark.parametrize("more", [{"due_s": 600.0}, {"due_s": None}, {"due_s": 3600.0, "same_lane": 3}])
+def test_a_row_without_time_or_tries_goes_to_the_interactive_lane_of_its_model(more: dict[str, object]) -> None:
+    decision = decide(EXPIRED, cheap("batch", **more), jitter=0.5)
+
+    assert isinstance(decision, Reroute)
+    assert decision.index == 1
+
+
+def test_a_row_that_may_have_been_billed_is_not_sent_to_the_batch_lane_again() -> None:
+    missing = Unavailable("missing", code="batch_missing", billed=None)
+
+    assert isinstance(decide(missing, cheap("batch", due_s=3600.0), jitter=0.5), Reroute)
+
+
+def test_a_refused_request_goes_to_another_model_not_to_another_lane_of_the_same() -> None:
+    decision = decide(REFUSED, cheap("batch", due_s=3600.0), jitter=0.5)
+
+    assert isinstance(decision, Reroute)
+    assert decision.index == 2
+
+
+def test_without_flex_capacity_a_job_waits_longer_and_longer_while_there_is_time() -> None:
+    waits = [decide(FULL, cheap("flex", due_s=7200.0, same_lane=tries), jitter=1.0) for tries in range(1, 8)]
+
+    assert all(isinstance(wait, Snooze) for wait in waits)
+    seconds = [wait.delay_s for wait in waits if isinstance(wait, Snooze)]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 15
+
+
+@pytest.mark.parametrize("more", [{"due_s": 905.0}, {"due_s": 86400.0, "same_lane": 8}])
+def test_without_flex_capacity_and_time_the_full_price_is_paid(more: dict[str, object]) -> None:
+    decision = decide(FULL, cheap("flex", **more), jitter=1.0)
+
+    assert isinstance(decision, Reroute)
+    assert decision.index == 1
