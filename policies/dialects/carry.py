@@ -59,6 +59,7 @@ _REFUSED: Final[Mapping[Dialect, Mapping[str, str]]] = {
         "diagnostics": "names a message at the provider; leave it out",
     },
 }
+_SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
 _TIERS: Final = ("auto", "default", "standard", "standard_only", "flex")
 _OWN_TOOLS: Final[Mapping[Dialect, tuple[str, ...]]] = {
     "chat": ("function", "custom"),
@@ -221,7 +222,9 @@ def carry(
         lane = "responses"
     asked = bool((body.get("stream_options") or {}).get("include_usage")) if dialect == "chat" else False
     if lane == dialect and not compatible and model.provider != "local":
-        return Carried(lane, _native(lane, body, model, service=service, effort=effort, limit=limit), True, asked)
+        return Carried(
+            lane, _native(lane, body, model, service=service, effort=effort, limit=limit, drop=drop), True, asked
+        )
     prompt = read(dialect, body, drop)
     if effort is not None and prompt.effort is None and effort in model.efforts:
         prompt = replace(prompt, effort=effort)
@@ -250,12 +253,22 @@ def _allow(prompt: Prompt, model: Model, drop: Sequence[str]) -> Prompt:
 
 
 def _native(
-    dialect: Dialect, body: Mapping[str, Any], model: Model, *, service: str, effort: str | None, limit: int
+    dialect: Dialect,
+    body: Mapping[str, Any],
+    model: Model,
+    *,
+    service: str,
+    effort: str | None,
+    limit: int,
+    drop: Sequence[str],
 ) -> dict[str, Any]:
     """The client's body with the lane's model; what Waybill itself must know is asked for."""
     sent = {name: value for name, value in body.items() if name not in ("model", "stream", "stream_options")}
     was_chosen = body.get("model") != model.id
     sent = {"model": model.id, **sent}
+    if not model.temperature:
+        for name in _SAMPLING.intersection(drop):
+            sent.pop(name, None)
     given = next((key for key in LIMIT_KEYS[dialect] if sent.get(key) is not None), None)
     if limit < (sent[given] if given is not None else messages.DEFAULT_MAX_TOKENS):
         sent[given or LIMIT_KEYS[dialect][0]] = limit

@@ -30,13 +30,11 @@ WAYS: Mapping[str, tuple[str, str]] = {
 }
 """What is asked for in Anthropic's dialect, and what in OpenAI's."""
 DOCUMENTED: Mapping[tuple[str, str, str], str] = {
-    # (client, way, operation) -> why it cannot pass; docs/gateway.md has the same.
-    (
-        "pydantic_ai",
-        "crossed",
-        "messages typed (native)",
-    ): "the client refuses it by itself: it knows Claude's names only",
+    ("llamaindex", "crossed", "messages"): "the client has a table of Anthropic's names",
+    ("llamaindex", "crossed", "messages stream"): "the client has a table of Anthropic's names",
+    ("pydantic_ai", "crossed", "messages typed (native)"): "the client knows what only Claude's names can do",
 }
+"""(client, way, operation) -> why it cannot pass, whatever the gateway does; docs/gateway.md has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +75,20 @@ def prepare(client: str, folder: Path) -> list[str] | None:
             shutil.copy(wanted, mark)
         shutil.copy(PROGRAMS / "node.mjs", program)
         return ["node", str(program)]
-    python = home / "bin" / "python"
+    return [str(environment(client, folder)), str(PROGRAMS / f"{client}.py")]
+
+
+def environment(name: str, folder: Path) -> Path:
+    """The python of a venv with the pinned requirements of `name`; made where it is not there yet."""
+    home, wanted = folder / name, HERE / "requirements" / f"{name}.txt"
+    mark, python = home / "installed-from", home / "bin" / "python"
     if not mark.exists() or mark.read_bytes() != wanted.read_bytes():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         uv = Path(sys.executable).parent / "uv"
         install = [str(uv), "pip", "install", "--quiet", "--python", str(python), "-r", str(wanted)]
         subprocess.run(install, check=True)
         shutil.copy(wanted, mark)
-    return [str(python), str(PROGRAMS / f"{client}.py")]
+    return python
 
 
 def run_client(client: str, command: list[str], base: str, way: str) -> Outcome:

@@ -51,6 +51,7 @@ def test_what_cannot_be_carried_over_is_a_400_that_names_it(gpt: openai.OpenAI, 
 def test_a_parameter_may_be_dropped_where_the_client_says_so(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     drop = {"x-waybill-drop": "seed, temperature"}
     gpt.chat.completions.create(model="claude-haiku-5-5", messages=HELLO, seed=7, temperature=0.1, extra_headers=drop)
+    gpt.chat.completions.create(model="gpt-6-luna", messages=HELLO, temperature=0.1, extra_headers=drop)
     claude.messages.create(
         model="gpt-6-luna",
         max_tokens=500,
