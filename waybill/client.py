@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -37,7 +37,7 @@ from waybill.errors import (
     ResultTimeout,
     StreamBroken,
 )
-from waybill.names import DISPATCH_QUEUE, done_channel
+from waybill.names import CANCEL_CHANNEL, DISPATCH_QUEUE, done_channel
 from waybill.question import question, stable_part
 from waybill.settings import Settings
 
@@ -434,7 +434,11 @@ class AsyncClient:
         from waybill.ledger import queries
 
         rows = await self.ledger.fetch(queries.CANCEL, {"ids": list(job_ids)})
-        return {row["id"]: JobState(row["state"]) for row in rows}
+        found = {row["id"]: JobState(row["state"]) for row in rows}
+        running = [job_id for job_id, state in found.items() if state is JobState.RUNNING]
+        for part in _parts(running, 1000):  # their workers find out by themselves, but a call costs money meanwhile
+            await _quietly(self._redis.publish(CANCEL_CHANNEL, " ".join(part)))
+        return found
 
     async def feedback(self, job_id: str, score: float, *, note: str | None = None, tenant: str | None = None) -> str:
         """Say how good a job's answer was; this is what routing learns from. Saying it again replaces the earlier score.
@@ -618,7 +622,7 @@ def _parts(items: list[str], size: int) -> Iterator[list[str]]:
         yield items[start : start + size]
 
 
-async def _quietly(work: Coroutine[Any, Any, Any]) -> bool:
+async def _quietly(work: Awaitable[Any]) -> bool:
     """Await something that Redis may fail at; whether it went well. The ledger is asked either way."""
     from redis.exceptions import RedisError
 

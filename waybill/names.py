@@ -46,6 +46,10 @@ def stream_key(job_id: str) -> str:
     return f"{REDIS_PREFIX}stream:{job_id}"
 
 
+CANCEL_CHANNEL: Final = f"{REDIS_PREFIX}cancel"
+"""Pub/sub: ids of running jobs that are to be stopped. A hint: their workers find out when they renew the lease."""
+
+
 def bell_key(queue: str) -> str:
     """Redis list of job ids: bells that did not go through Celery (waybill/bells.py)."""
     return f"{REDIS_PREFIX}bell:{queue}"

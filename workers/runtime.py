@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
 from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.mail import Outbox
+from waybill.names import CANCEL_CHANNEL
 from waybill.settings import Settings
 from workers.gates import Gates
 from workers.health import Health
@@ -149,6 +150,8 @@ class Runtime:
     draining: asyncio.Event = field(init=False)
     _counting: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
     _heartbeat: asyncio.Task[None] | None = None
+    _listening: asyncio.Task[None] | None = None
+    _renew_now: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def open(self) -> None:
@@ -188,6 +191,7 @@ class Runtime:
             )
             self.limiter.start()
             self._heartbeat = asyncio.create_task(self._renew_leases(), name="heartbeat")
+            self._listening = asyncio.create_task(self._hear_cancels(), name="cancels")
         self.health = Health(self.redis, self.ledger, {name: tuple(found) for name, found in self.accounts.items()})
         await self.health.start()
         self.prefixes = Prefixes(self.redis)
@@ -214,6 +218,8 @@ class Runtime:
         """Write what is left and disconnect."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+        if self._listening is not None:
+            self._listening.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self.urgent, return_exceptions=True)
@@ -278,11 +284,33 @@ class Runtime:
         except BrokerUnavailable as exc:
             emit("service.away", service="broker", error=str(exc))
 
+    async def _hear_cancels(self) -> None:
+        """Renew at once when somebody says that one of our jobs is to be stopped: what to do, the ledger tells."""
+        from redis.exceptions import RedisError
+
+        while True:
+            pubsub = self.redis.pubsub(ignore_subscribe_messages=True)
+            try:
+                await pubsub.subscribe(CANCEL_CHANNEL)
+                while True:
+                    message = await pubsub.get_message(timeout=5)
+                    if message is not None and not self.leases.keys().isdisjoint(message["data"].decode().split()):
+                        self._renew_now.set()
+            except (RedisError, OSError) as exc:
+                emit("service.away", service="redis", error=str(exc))
+                await asyncio.sleep(1)
+            finally:
+                with suppress(RedisError, OSError):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+
     async def _renew_leases(self) -> None:
         """Every third of a lease: keep our jobs, learn which ones were taken from us and which are to be cancelled."""
         pause_s = self.settings.lease_s / 3
         while True:
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._renew_now.wait()
+            self._renew_now.clear()
             held = dict(self.leases)
             if not held:
                 continue
