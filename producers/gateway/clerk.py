@@ -41,6 +41,8 @@ MOST_ROWS: Final = 50_000
 MOST_PROBLEMS: Final = 100
 MOST_CUSTOM_ID: Final = 512
 CHUNK: Final = 200
+BREATH: Final = 10
+"""Requests after which the streams of this gateway get a turn."""
 
 
 class Clerk:
@@ -141,6 +143,8 @@ class Clerk:
             count += 1
             if count > MOST_ROWS or len(problems) >= MOST_PROBLEMS:
                 break
+            if count % BREATH == 0:
+                await asyncio.sleep(0)
             if count % 1000 == 0:
                 await self._hold(batch)
             try:
@@ -183,6 +187,8 @@ class Clerk:
         seq = -1
         async for _, text in self._lines(batch):
             seq += 1
+            if seq % BREATH == 0:
+                await asyncio.sleep(0)
             line = json.loads(text)
             body = line["params"] if dialect == "messages" else line["body"]
             models.add(str(body.get("model"))[:200])
@@ -260,6 +266,8 @@ class Clerk:
             if batch["dialect"] == "openai":
                 sizes["output" if row.kind == "succeeded" else "error"] += len(openai_line(batch_id, row))
             number += 1
+            if number % BREATH == 0:
+                await asyncio.sleep(0)
             if number % 5000 == 0:
                 await self._hold(batch)
         files: dict[str, str | None] = {}
