@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from waybill import Client, Job, embedded
 from waybill.cli.db import run_upgrade
 from waybill.cli.up import free_port, waybill_argv
 
-QUIET = {"WAYBILL_TASK_EVENTS": "false"}
+PARTS = ("events", "logs", "metrics", "traces")
 FLEET = ("dispatcher", "anthropic", "control")
 
 
@@ -91,10 +91,14 @@ def scraped(env: Mapping[str, str], logs: Path) -> Iterator[None]:
 
 
 def run(
-    database_url: str, redis_url: str, sandbox_url: str, jobs: int, rounds: int, seeing: str | None
+    database_url: str, redis_url: str, sandbox_url: str, jobs: int, rounds: int, parts: Sequence[str], collector: str
 ) -> dict[str, Any]:
-    """Rates and CPU of a fleet; `seeing` is the collector's address, None = all is off."""
-    env = QUIET if seeing is None else {"WAYBILL_LOG_FORMAT": "json", "OTEL_EXPORTER_OTLP_ENDPOINT": seeing}
+    """Rates and CPU of a fleet with these parts of PARTS on."""
+    env = {"WAYBILL_TASK_EVENTS": str("events" in parts).lower()}
+    if "traces" in parts:
+        env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector
+    if "logs" in parts:
+        env["WAYBILL_LOG_FORMAT"] = "json"
     rates: list[float] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -113,11 +117,8 @@ def run(
 
         work(100)
         before = sum(cpu_s(fleet.pid(name)) for name in FLEET)
-        if seeing is None:
+        with scraped(fleet.env, Path(folder)) if "metrics" in parts else nullcontext():
             rates = [work(jobs) for _ in range(rounds)]
-        else:
-            with scraped(fleet.env, Path(folder)):
-                rates = [work(jobs) for _ in range(rounds)]
         cpu = sum(cpu_s(fleet.pid(name)) for name in FLEET) - before
     return {"rates": rates, "cpu_us": cpu / (jobs * rounds) * 1e6}
 
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=2, help="per turn")
     parser.add_argument("--turns", type=int, default=2, help="of each, alternating")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what seeing means; default: all")
     options = parser.parse_args(arguments)
     told: dict[str, list[dict[str, Any]]] = {"quiet": [], "seeing": []}
     with (
@@ -140,9 +142,13 @@ def main(arguments: Sequence[str]) -> None:
         urls = (str(services.database_url), str(services.redis_url), sandbox.url)
         run_upgrade(urls[0])
         for _ in range(options.turns):
-            told["quiet"].append(run(*urls, options.jobs, options.rounds, None))
-            told["seeing"].append(run(*urls, options.jobs, options.rounds, collector))
-    figures: dict[str, Any] = {"jobs": options.jobs, "rounds": options.rounds * options.turns}
+            told["quiet"].append(run(*urls, options.jobs, options.rounds, (), collector))
+            told["seeing"].append(run(*urls, options.jobs, options.rounds, options.parts, collector))
+    figures: dict[str, Any] = {
+        "parts": list(options.parts),
+        "jobs": options.jobs,
+        "rounds": options.rounds * options.turns,
+    }
     for name, turns in told.items():
         figures[f"{name}_jobs_per_s"] = round(median(rate for turn in turns for rate in turn["rates"]), 1)
         figures[f"{name}_cpu_us_per_job"] = round(median(turn["cpu_us"] for turn in turns))

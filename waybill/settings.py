@@ -87,6 +87,8 @@ class Settings(BaseModel):
     """0.0.0.0 in a pod, where a NetworkPolicy stands before it."""
     flower_port: int = Field(default=5555, ge=0, le=65535)
     flower_user: str = "waybill"
+    flower_public_url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Where people reach Flower; the dashboard links to it."""
     flower_password: SecretStr | None = None
     """None = a random one is made and printed once by `waybill up`."""
     dev: bool = False

@@ -56,7 +56,9 @@ async def _watch(request: Request) -> Watch:
     state = request.app.state
     if not hasattr(state, "dashboard"):
         gateway = state.gateway
-        state.dashboard = Watch(gateway.client.ledger, gateway.client._redis, gateway.policy)
+        state.dashboard = Watch(
+            gateway.client.ledger, gateway.client._redis, gateway.policy, gateway.settings.flower_public_url
+        )
     watch: Watch = state.dashboard
     return watch
 

@@ -36,8 +36,9 @@ RUNS: Final = 8
 class Watch:
     """One per gateway."""
 
-    def __init__(self, ledger: Ledger, redis: Any, policy: Policy) -> None:
+    def __init__(self, ledger: Ledger, redis: Any, policy: Policy, flower: str | None = None) -> None:
         self._ledger, self._redis, self._policy = ledger, redis, policy
+        self._flower = flower
         self._lock = asyncio.Lock()
         self._seen: dict[str, Any] = {}
         self._seen_at = float("-inf")
@@ -81,6 +82,7 @@ class Watch:
             **self._slow,
             "at": _now(),
             "ledger": None,
+            "flower": self._flower,
             "waiting_for": [dict(row) for row in await self._ask(oncall.WAITING_FOR)],
             "minutes": [dict(row) for row in await self._ask(tallies.SPEND_BY_MINUTE, {"minutes": 60})],
             "housekeeping": {

@@ -144,10 +144,6 @@ def plan_fleet(
         argv = [*waybill_argv(), "worker", "--queues", BATCH_QUEUE, "--name", BATCH_QUEUE]
         programs.append(Program(BATCH_QUEUE, argv, env=env, grace_s=grace_s))
     programs.append(Program("control", [*waybill_argv(), "control"], env=env))
-    gateway_url = None
-    if gateway:
-        gateway_url, program = _plan_gateway(settings, env)
-        programs.append(program)
     metrics_url = None
     if metrics:
         port = settings.metrics_port if is_free(settings.metrics_port) else free_port()
@@ -162,6 +158,11 @@ def plan_fleet(
         flower_env = {**env, "WAYBILL_FLOWER_PORT": str(port), "WAYBILL_FLOWER_PASSWORD": password}
         programs.append(Program("flower", [*waybill_argv(), "flower"], env=flower_env))
         flower_url, login = f"http://127.0.0.1:{port}", f"{settings.flower_user} / {password}"
+    gateway_url = None
+    if gateway:
+        linked = {} if flower_url is None else {"WAYBILL_FLOWER_PUBLIC_URL": flower_url}
+        gateway_url, program = _plan_gateway(settings, {**linked, **env})
+        programs.append(program)
     return Fleet(programs, env, sandbox_url, flower_url, login, off, gateway_url, metrics_url)
 
 

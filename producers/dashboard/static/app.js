@@ -86,6 +86,8 @@ function show(s) {
   }), "No run yet."));
   $("flagship").textContent = s.flagship;
   $("foot").textContent = `${clock(s.at)}, policy ${s.policy}; rung again ${n(s.housekeeping.rerung)}, lost workers ${n(s.housekeeping.rescued)}`;
+  $("flower").hidden = !s.flower;
+  if (s.flower) $("flower").href = s.flower;
   draw(s);
 }
 
