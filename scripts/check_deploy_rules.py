@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from waybill.cli import cli
 from waybill.contract import JobState
 from waybill.errors import ConfigError
 from waybill.ledger.engine import Ledger
-from waybill.names import CLASSES, PROVIDERS, provider_queue
+from waybill.names import BATCH_PROVIDERS, BATCH_QUEUE, CLASSES, DISPATCH_QUEUE, all_queues, provider_queue
 from waybill.settings import FOREIGN_NAMES, Settings
 
 AFTER_DRAIN_S = 15
@@ -32,6 +32,15 @@ CONNECTIONS_KEPT_FREE = 20
 """Of Postgres: for the operator, KEDA, producers and a person with psql."""
 CONTROL_CONNECTIONS = 2 + 5
 KEY_OF = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
+
+
+def _providers(queues: Iterable[str]) -> set[str]:
+    """Whom the workers of these queues call."""
+    names: set[str] = set()
+    for queue in queues:
+        names |= set(BATCH_PROVIDERS) if queue == BATCH_QUEUE else {queue.partition(".")[0]}
+    return names
+
 
 Rule = Callable[[Rendered], Iterator[str]]
 
@@ -111,11 +120,10 @@ def settings_are_complete(rendered: Rendered) -> Iterator[str]:
         for name in needed.get(verb, ()):
             if not env.get(name):
                 yield f"{pod.label}: waybill {verb} needs {name}, which is not set"
-        for queue in queues_of(container):
-            key = KEY_OF.get(queue.partition(".")[0])
+        for provider in sorted(_providers(queues_of(container))):
+            key = KEY_OF.get(provider)
             if key is not None and not env.get(key):
-                yield f"{pod.label}: serves {queue}, but has no {key}"
-                break
+                yield f"{pod.label}: serves {', '.join(queues_of(container))}, but has no {key}"
 
 
 def secrets_stay_secret(rendered: Rendered) -> Iterator[str]:
@@ -126,7 +134,7 @@ def secrets_stay_secret(rendered: Rendered) -> Iterator[str]:
         for name in sorted(secret & set(env)):
             if not env[name].startswith("secret:"):
                 yield f"{pod.label}: {name} is written out; take it from a Secret (valueFrom.secretKeyRef)"
-        served = {queue.partition(".")[0] for queue in queues_of(container)}
+        served = _providers(queues_of(container))
         for provider, key in KEY_OF.items():
             if key in env and provider not in served:
                 yield f"{pod.label}: holds {key}, which only the workers of {provider} need"
@@ -138,7 +146,7 @@ def _is_secret(annotation: Any) -> bool:
 
 def queues_have_workers(rendered: Rendered) -> Iterator[str]:
     """Every queue to which the dispatcher routes is served, and no other is named."""
-    existing = {provider_queue(provider, klass) for provider in PROVIDERS for klass in CLASSES}
+    existing = set(all_queues()) - {DISPATCH_QUEUE}
     served: set[str] = set()
     for pod, _, queues in workers(rendered):
         for queue in queues:
@@ -158,7 +166,9 @@ def queues_have_workers(rendered: Rendered) -> Iterator[str]:
             missing = {provider_queue(provider, klass) for klass in CLASSES} - served
             for queue in sorted(missing):
                 yield f"{pod.label}: routes to {queue}, which no worker serves; add a Deployment or change WAYBILL_PROVIDERS"
-        for provider in sorted({queue.partition(".")[0] for queue in served & existing} - set(wanted)):
+        if set(wanted) & set(BATCH_PROVIDERS) and BATCH_QUEUE not in served:
+            yield f"{pod.label}: routes to {BATCH_QUEUE}, which no worker serves; add a Deployment"
+        for provider in sorted({queue.partition(".")[0] for queue in served & existing - {BATCH_QUEUE}} - set(wanted)):
             yield f"{pod.label}: WAYBILL_PROVIDERS leaves out {provider}, whose workers would wait for ever"
 
 
@@ -207,8 +217,9 @@ def scalers_fit(rendered: Rendered) -> Iterator[str]:
         for item in login["spec"].get("secretTargetRef", []):
             if item["key"] not in (rendered.secret_keys(item["name"]) or ()):
                 yield f"TriggerAuthentication/{login['metadata']['name']}: Secret {item['name']} has no key {item['key']}"
-    for pod, _, _ in workers(rendered):
-        if pod.name not in targets:
+    for pod, _, queues in workers(rendered):
+        # A batch worker waits for providers; more of them would not be quicker.
+        if pod.name not in targets and queues != [BATCH_QUEUE]:
             yield f"{pod.label}: has no ScaledObject, while other workers have one"
 
 
