@@ -73,7 +73,7 @@ class Caching:
     reason: str = ""
 
 
-def plan(model: Model, prefix: Prefix, expected: Expected, rates: Rates | None, *, service: str) -> Caching:
+def plan(model: Model, prefix: Prefix, expected: Expected, rates: Rates | None) -> Caching:
     """Whether writing the prefix pays.
 
     Args:
@@ -81,7 +81,6 @@ def plan(model: Model, prefix: Prefix, expected: Expected, rates: Rates | None, 
         prefix: What may be kept.
         expected: Further uses.
         rates: Prices of this lane; None = unknown, then nothing is marked.
-        service: In the batch lane answers are an hour apart, so what is marked there is marked for long.
     """
     key = prefix.key[:32] if model.caching in ("explicit", "implicit") else None
     tokens = prefix_tokens(model, prefix)
@@ -93,9 +92,6 @@ def plan(model: Model, prefix: Prefix, expected: Expected, rates: Rates | None, 
         )
     gain = rates.input - rates.cache_read
     short, long = rates.cache_write - rates.input, rates.cache_write_1h - rates.input
-    if service == "batch":
-        pays = expected.waiting * gain > long
-        return Caching(pays, is_long=pays, key=key, reason=f"{expected.waiting} more rows begin alike")
     if expected.waiting * gain > short:
         return Caching(True, key=key, reason=f"{expected.waiting} more jobs wait with the same prefix")
     if expected.gap_s is not None and gain > short and expected.gap_s <= SURE * SHORT_S[model.caching]:

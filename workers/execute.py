@@ -399,7 +399,9 @@ def _timeout_s(attempt: Attempt, longest_s: float) -> float:
 def _room(runtime: Runtime, attempt: Attempt, model: Model, most: int) -> int:
     """The limit of this answer: from history where nobody asked for one and a cut answer can be asked for again."""
     job = attempt.job
-    if job.max_output_tokens is not None or job.wire is not None or job.stream or model.provider == "local":
+    is_fixed = job.max_output_tokens is not None or job.wire is not None or job.stream
+    # A row of a batch is prepared twice, when it is sent and when its answer comes; a cut one would wait for hours again.
+    if is_fixed or attempt.candidate.service in ("local", "batch"):
         return most
     if attempt.history.same_lane > 1:
         return most

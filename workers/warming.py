@@ -23,7 +23,7 @@ async def warm(runtime: Runtime, attempt: Attempt) -> None:
     model = call.model
     rates = runtime.prices.rates(model.id, candidate.service, attempt.started_at)
     if not caching.is_worth_leading(model, prefix) or rates is None:
-        attempt.call = replace(call, caching=caching.plan(model, prefix, Expected(), rates, service=candidate.service))
+        attempt.call = replace(call, caching=caching.plan(model, prefix, Expected(), rates))
         return
     name = f"{candidate.provider}/{attempt.account}/{model.id}/{prefix.key}"
     wait_s = caching.wait_s(model, prefix, rates, priority=attempt.priority, slack_s=attempt.history.slack_s)
@@ -36,13 +36,11 @@ async def warm(runtime: Runtime, attempt: Attempt) -> None:
                 False, key=caching.reading(model, prefix).key, reason="the provider did not keep this prefix"
             )
         case "late":
-            found = caching.plan(
-                model, prefix, Expected(entered.others, entered.gap_s), rates, service=candidate.service
-            )
+            found = caching.plan(model, prefix, Expected(entered.others, entered.gap_s), rates)
         case "lead":
             attempt.leads = name
             waiting = entered.others + await _waiting(runtime, prefix)
-            found = caching.plan(model, prefix, Expected(waiting, entered.gap_s), rates, service=candidate.service)
+            found = caching.plan(model, prefix, Expected(waiting, entered.gap_s), rates)
             if not found.mark and model.caching != "implicit":
                 abandon(runtime, attempt)
     attempt.prefix_name = name

@@ -39,13 +39,16 @@ class DemoOutcome:
     summary: dict[str, Any]
 
 
-def demo_specs(output_dir: Path, policy: Policy, *, fresh: bool = True) -> list[batch.BatchSpec]:
+def demo_specs(
+    output_dir: Path, policy: Policy, *, fresh: bool = True, deadline_s: float | None = None
+) -> list[batch.BatchSpec]:
     """The four runs, with their outputs in `output_dir`.
 
     Args:
         output_dir: A folder that exists.
         policy: The policy that the fleet follows.
         fresh: Do everything anew each time, so that the demo has something to show and the sandbox's bill starts with it.
+        deadline_s: Of every row; with time the half-price lanes are used.
     """
     manifest = tomllib.loads(MANIFEST.read_text(encoding="utf-8"))
     return [
@@ -63,6 +66,7 @@ def demo_specs(output_dir: Path, policy: Policy, *, fresh: bool = True) -> list[
             local_only_column=run.get("local_only_column"),
             priority=Priority.BATCH,
             fresh=fresh,
+            deadline_s=deadline_s,
         )
         for run in manifest["runs"]
     ]
@@ -75,6 +79,7 @@ async def run_demo(
     policy: Policy,
     progress: Callable[[str], Progress] | None = None,
     fresh: bool = True,
+    deadline_s: float | None = None,
     stop: asyncio.Event | None = None,
 ) -> DemoOutcome:
     """Carry out the four runs one after another and add them up.
@@ -84,12 +89,12 @@ async def run_demo(
         output_dir: Made if absent; gets one output file for each run.
         policy: As `demo_specs`.
         progress: Makes the display of a run, given its intent; None = nothing is shown.
-        fresh: As `demo_specs`.
+        fresh, deadline_s: As `demo_specs`.
         stop: Set it to interrupt; the runs that were begun are in the outcome.
     """
     await asyncio.to_thread(output_dir.mkdir, parents=True, exist_ok=True)
     outcomes: list[batch.BatchOutcome] = []
-    for spec in demo_specs(output_dir, policy, fresh=fresh):
+    for spec in demo_specs(output_dir, policy, fresh=fresh, deadline_s=deadline_s):
         if stop is not None and stop.is_set():
             break
         outcomes.append(await batch.run(spec, client, progress(spec.intent) if progress else None, stop=stop))

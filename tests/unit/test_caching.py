@@ -25,8 +25,8 @@ HAIKU, SONNET, LUNA, OLD_GPT = (
 PREFIX = Prefix("k" * 64, 10_000)
 
 
-def decide(model: Model, expected: Expected, prefix: Prefix = PREFIX, service: str = "interactive") -> Caching:
-    return plan(model, prefix, expected, rates(model), service=service)
+def decide(model: Model, expected: Expected, prefix: Prefix = PREFIX) -> Caching:
+    return plan(model, prefix, expected, rates(model))
 
 
 def rates(model: Model) -> Rates:
@@ -80,13 +80,8 @@ def test_a_cache_that_works_by_itself_gets_a_key_and_no_mark() -> None:
     assert reading(OLD_GPT, PREFIX).mark is False
 
 
-def test_rows_of_a_batch_are_marked_for_long_or_not_at_all() -> None:
-    assert decide(HAIKU, Expected(waiting=5), service="batch").is_long
-    assert not decide(HAIKU, Expected(waiting=1), service="batch").mark
-
-
 def test_a_prefix_without_a_price_is_not_marked() -> None:
-    assert not plan(HAIKU, PREFIX, Expected(waiting=20), None, service="interactive").mark
+    assert not plan(HAIKU, PREFIX, Expected(waiting=20), None).mark
 
 
 prices = st.decimals("0.01", "10", places=3)
@@ -94,19 +89,16 @@ prices = st.decimals("0.01", "10", places=3)
 
 @given(
     st.integers(0, 50), st.none() | st.floats(0, 1e5), prices, st.floats(1, 3), st.floats(0, 1),
-    st.sampled_from(["interactive", "batch"]),
 )  # fmt: skip
-def test_what_is_marked_pays_back(
-    waiting: int, gap_s: float | None, full: Decimal, write: float, read: float, service: str
-) -> None:
+def test_what_is_marked_pays_back(waiting: int, gap_s: float | None, full: Decimal, write: float, read: float) -> None:
     found_rates = Rates(
         full, full, full * Decimal(str(read)), full * Decimal(str(write)), full * Decimal(str(max(write, 2)))
     )
-    found = plan(HAIKU, PREFIX, Expected(waiting, gap_s), found_rates, service=service)
+    found = plan(HAIKU, PREFIX, Expected(waiting, gap_s), found_rates)
 
     if found.mark:
         paid = found_rates.cache_write_1h if found.is_long else found_rates.cache_write
-        reads = waiting if service == "batch" or gap_s is None else max(waiting, 2)
+        reads = waiting if gap_s is None else max(waiting, 2)
         assert paid + reads * found_rates.cache_read <= (1 + reads) * full
 
 

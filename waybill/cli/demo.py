@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from waybill.cli.durations import DURATION
 from waybill.cli.up import SANDBOX_NOTE, Fleet, describe, ledger_and_redis, plan_fleet, wants_sandbox
 from waybill.settings import Settings
 from waybill.supervisor import Supervisor
@@ -27,8 +28,22 @@ if TYPE_CHECKING:
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the answers.")
 @click.option("--sandbox/--no-sandbox", default=None, help="Answer from a sandbox. Default: only without API keys.")
+@click.option(
+    "--deadline",
+    "deadline_s",
+    type=DURATION,
+    metavar="TIME",
+    help="1h, 24h, ...: with time, half-price lanes are used.",
+)
 @click.option("--verbose", is_flag=True, help="Show what the processes write.")
-def demo(once: bool, report: Path | None, output: Path | None, sandbox: bool | None, verbose: bool) -> None:
+def demo(
+    once: bool,
+    report: Path | None,
+    output: Path | None,
+    sandbox: bool | None,
+    deadline_s: float | None,
+    verbose: bool,
+) -> None:
     """Run everything once on about sixty sample documents over four intents, and show what it cost and why.
 
     Without API keys the answers come from a sandbox provider on this machine, and the costs are play money.
@@ -41,18 +56,20 @@ def demo(once: bool, report: Path | None, output: Path | None, sandbox: bool | N
     with ledger_and_redis(settings) as (database_url, redis_url):
         arguments = ["--answers", str(ANSWERS), "--latency", "model:0.2"] if played else None
         fleet = plan_fleet(settings, database_url, redis_url, sandbox_args=arguments, flower=not once, gateway=not once)
-        exit_code = asyncio.run(_demo(fleet, output, report, once=once, verbose=verbose))
+        exit_code = asyncio.run(_demo(fleet, output, report, once=once, verbose=verbose, deadline_s=deadline_s))
     sys.exit(exit_code)
 
 
-async def _demo(fleet: Fleet, output: Path, report: Path | None, *, once: bool, verbose: bool) -> int:
+async def _demo(
+    fleet: Fleet, output: Path, report: Path | None, *, once: bool, verbose: bool, deadline_s: float | None
+) -> int:
     say(describe(fleet) if not once else _short(fleet))
     log_path = output.parent / "demo-processes.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(os.devnull if verbose else log_path, "w", encoding="utf-8") as log:  # noqa: ASYNC230, PTH123  # once, before the loop is busy
         async with Supervisor(fleet.programs, out=sys.stderr if verbose else log) as supervisor:
             say("starting the fleet (its lines are in demo-processes.log of the state folder)" if not verbose else "")
-            outcome = await _carry(fleet, output)
+            outcome = await _carry(fleet, output, deadline_s)
             figures = outcome.summary | {"sandbox": fleet.sandbox_url is not None}
             if fleet.sandbox_url is not None:
                 figures |= {"note": SANDBOX_NOTE, "bill_usd": await asyncio.to_thread(_bill, fleet.sandbox_url)}
@@ -67,7 +84,7 @@ async def _demo(fleet: Fleet, output: Path, report: Path | None, *, once: bool, 
     return exit_code
 
 
-async def _carry(fleet: Fleet, output: Path) -> DemoOutcome:
+async def _carry(fleet: Fleet, output: Path, deadline_s: float | None) -> DemoOutcome:
     from producers.demo import run_demo
     from waybill.client import AsyncClient
     from workers.runtime import load_policy
@@ -79,6 +96,7 @@ async def _carry(fleet: Fleet, output: Path) -> DemoOutcome:
             output,
             policy=load_policy(Settings.from_env({**os.environ, **fleet.env})),
             progress=_progress,
+            deadline_s=deadline_s,
         )
 
 
