@@ -48,7 +48,7 @@ def alembic_config(database_url: str):  # type: ignore[no-untyped-def]  # alembi
 
     config = Config()
     config.set_main_option("script_location", str(HEAD_FOLDER).replace("%", "%%"))
-    config.attributes["database_url"] = parse_url(database_url)
+    config.attributes["database_url"] = parse_url(database_url).difference_update_query(["pgbouncer"])
     return config
 
 

@@ -67,8 +67,11 @@ class Ledger:
     """
 
     def __init__(self, url: str, *, pool_size: int = 5, connect_timeout_s: int = 5) -> None:
+        parsed = parse_url(url)
+        # A pooler that gives each statement another session knows nothing of statements prepared on the one before.
+        pooled = parsed.query.get("pgbouncer") == "true"
         self._engine: AsyncEngine = create_async_engine(
-            parse_url(url),
+            parsed.difference_update_query(["pgbouncer"]),
             pool_size=pool_size,
             max_overflow=5,
             pool_timeout=30,
@@ -83,6 +86,7 @@ class Ledger:
                 "keepalives_interval": 5,
                 "keepalives_count": 4,
                 "tcp_user_timeout": 30_000,
+                **({"prepare_threshold": None} if pooled else {}),
             },
         )
 
