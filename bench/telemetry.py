@@ -2,7 +2,7 @@
 
 Both run the same jobs on the same services in turns, quiet first, then seeing, so that a machine that is busy meanwhile is
 busy for both. Seeing means: events for Flower, log lines as JSON, spans to an OTLP collector on this machine, and an exporter
-that is scraped every second (Prometheus asks every 15 or 30). Both write log lines (a fleet says by one that it is ready)
+that is scraped every five seconds (Prometheus asks every 15 or 30). Both write log lines (a fleet says by one that it is ready)
 and deliver their counts.
 """
 
@@ -61,7 +61,7 @@ def collecting() -> Iterator[str]:
 
 @contextmanager
 def scraped(env: Mapping[str, str], logs: Path) -> Iterator[None]:
-    """The exporter, asked every second."""
+    """The exporter, asked every five seconds."""
     port, stop = free_port(), threading.Event()
     with (logs / "metrics.log").open("wb") as log:
         exporter = subprocess.Popen(
@@ -73,7 +73,7 @@ def scraped(env: Mapping[str, str], logs: Path) -> Iterator[None]:
         )
 
     def scrape() -> None:
-        while not stop.wait(1.0):
+        while not stop.wait(5.0):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
             except OSError:
