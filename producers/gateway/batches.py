@@ -36,7 +36,7 @@ async def create(request: Request) -> Response:
     if body.get("completion_window") != "24h":
         raise Refusal(Kind.INVALID, "must be '24h'", param="completion_window")
     endpoint = body.get("endpoint")
-    if endpoint not in ENDPOINTS:
+    if not isinstance(endpoint, str) or endpoint not in ENDPOINTS:
         raise Refusal(Kind.INVALID, f"must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     metadata = check_metadata(body.get("metadata"))
     file_id = body.get("input_file_id")

@@ -14,6 +14,8 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_DEPTH: Final = 200
 """No API of a provider nests deeper than a JSON Schema in a tool in a list; parsers recurse."""
 _BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half of a character written as an escape; whether the other half follows is looked at only then."""
 
 
 async def read_bounded(request: Request, limit: int = MAX_BYTES) -> bytes:
@@ -64,6 +66,11 @@ def parse_object(text: bytes) -> dict[str, Any]:
         raise Refusal(Kind.INVALID, f"this is not JSON: {str(exc)[:200]}") from None
     if not isinstance(value, dict):
         raise Refusal(Kind.INVALID, "this must be a JSON object")
+    if _HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refusal(Kind.INVALID, "the JSON holds a lone surrogate; it is not valid Unicode") from None
     return value
 
 

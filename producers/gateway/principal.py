@@ -62,6 +62,10 @@ async def authorize(request: Request, scope: str) -> Principal:
         Refusal: Nobody we know, or the key may not.
     """
     who = await authenticate(request)
+    if "\0" in request.url.path:
+        raise Refusal(Kind.NOT_FOUND, "no id has a NUL character in it")
+    if b"%00" in request.scope.get("query_string", b""):
+        raise Refusal(Kind.INVALID, "a NUL character in the query")
     if scope not in who.scopes:
         raise Refusal(Kind.PERMISSION, f"this key may not do that; it lacks the scope `{scope}`")
     return who
