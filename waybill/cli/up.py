@@ -220,6 +220,7 @@ def describe(fleet: Fleet) -> str:
         lines.append(f"  off      {provider}: {why}")
     if fleet.gateway_url:
         lines.append(f"  gateway  {fleet.gateway_url}  (base URL for the Anthropic SDK; with /v1 for OpenAI's)")
+        lines.append(f"  look at  {fleet.gateway_url}/dashboard")
     if fleet.flower_url:
         lines.append(f"  flower   {fleet.flower_url}  (user / password: {fleet.flower_login})")
     if fleet.metrics_url:
