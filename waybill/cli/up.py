@@ -109,8 +109,8 @@ def plan_fleet(
     programs: list[Program] = []
     sandbox_url = None
     if sandbox_args is not None:
-        port = free_port()
-        sandbox_url = f"http://127.0.0.1:{port}"
+        sandbox_port = free_port()
+        sandbox_url = f"http://127.0.0.1:{sandbox_port}"
         env |= {
             "ANTHROPIC_API_KEY": "sandbox",
             "OPENAI_API_KEY": "sandbox",
@@ -120,8 +120,8 @@ def plan_fleet(
         programs.append(
             Program(
                 "sandbox",
-                [*waybill_argv(), "sandbox", "--port", str(port), "--quiet", *sandbox_args],
-                ready=lambda: _listens(port),
+                [*waybill_argv(), "sandbox", "--port", str(sandbox_port), "--quiet", *sandbox_args],
+                ready=lambda: _listens(sandbox_port),
                 ready_timeout_s=120.0,
             )
         )
