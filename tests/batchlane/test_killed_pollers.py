@@ -147,5 +147,6 @@ def test_r32_expiry_errors_reordering_and_a_poller_killed_at_each_point(on: Stag
     assert on.states() == {"succeeded": count}
     on.check()
     tiers = on.tiers()
-    assert set(tiers) == {"batch"}, "nothing had to go at the full price"
+    # A row that failed three times in a row goes interactive; few do.
+    assert tiers["batch"] > Decimal("0.98") * sum(tiers.values()), tiers
     assert not waiting, "a poller that was to die did not get there"
