@@ -93,7 +93,7 @@ def figures(place: Place) -> dict[str, Any]:
 def test_savings_agree_with_the_sandboxes_own_log(place: Place) -> None:
     found = figures(place)
 
-    calls = [line for line in place.sandbox.log() if line["status"] == 200]
+    calls = [call for line in place.sandbox.log() if (call := _call(line)) is not None]
     last = {line["job"]: line for line in sorted(calls, key=lambda line: int(line["attempt"]))}
     opus = Catalogue().find("claude-opus-5-5", "anthropic")
     assert opus is not None
@@ -107,8 +107,19 @@ def test_savings_agree_with_the_sandboxes_own_log(place: Place) -> None:
     assert "<svg" in (place.folder / "s.html").read_text()
 
 
+def _call(line: dict[str, Any]) -> dict[str, Any] | None:
+    """A call that was sold, singly or as a row of a batch, which the log names `job-attempt`."""
+    if line.get("status") == 200 and line.get("job"):
+        return line
+    if line.get("endpoint") == "batch" and line.get("outcome") == "succeeded":
+        job, _, attempt = line["job"].rpartition("-")
+        return {**line, "job": job, "attempt": attempt}
+    return None
+
+
 def _usage(line: dict[str, Any]) -> Usage:
-    told = line["usage"]
+    names = ("input_tokens", "cache_write_tokens", "cache_write_long_tokens", "cache_read_tokens", "output_tokens")
+    told = dict.fromkeys((*names, "thinking_tokens"), 0) | line["usage"]
     return Usage(
         input=told["input_tokens"],
         cache_write_short=told["cache_write_tokens"],
