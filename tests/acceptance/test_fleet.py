@@ -249,7 +249,7 @@ def test_prompts_never_reach_redis_or_the_logs(client: Client, fleet: RunningFle
         assert canary not in fleet.log(name)
     with redis.Redis.from_url(urls[1]) as connection:
         for key in connection.keys("*"):
-            assert canary.encode() not in connection.dump(key)
+            assert canary.encode() not in (connection.dump(key) or b"")  # some run out meanwhile
 
 
 def test_flower_is_closed_read_only_and_shows_no_prompt(client: Client, urls: tuple[str, str], tmp_path: Path) -> None:
