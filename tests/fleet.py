@@ -13,6 +13,7 @@ from pathlib import Path
 import redis
 
 from policies.health import Breaker
+from waybill import embedded
 from waybill.cli.up import free_port, plan_fleet
 from waybill.names import HEALTH_KEY
 from waybill.settings import Settings
@@ -26,6 +27,19 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without anything that configures Waybill or a provider."""
     ours = ("WAYBILL_", "ANTHROPIC_", "OPENAI_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+REDIS_DATABASES = ("acceptance", "batchlane", "gateway", "learning", "verbs", "canary")
+"""Who has a Redis database of its own, from 15 downwards: fleets that live side by side in one session must not hear each
+other's doorbells, nor may one be flushed under the other. The databases below are for single tests (`redis_url`)."""
+
+
+def redis_database(services: embedded.Services, whose: str) -> str:
+    """The URL of a fleet's own Redis database, empty."""
+    url = f"{str(services.redis_url).rsplit('/', 1)[0]}/{15 - REDIS_DATABASES.index(whose)}"
+    with redis.Redis.from_url(url) as connection:
+        connection.flushdb()  # the limits and breakers of an earlier fleet are not this one's
+    return url
 
 
 def forget_health(redis_url: str, timeout_s: float = 15) -> None:

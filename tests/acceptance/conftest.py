@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, forget_health, running_fleet
+from tests.fleet import RunningFleet, forget_health, redis_database, running_fleet
 from waybill import Client, embedded
 
 _numbers = itertools.count(1)
@@ -31,10 +30,7 @@ def urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
     database_url = embedded.create_database(
         str(services.database_url), f"fleet_{next(_numbers)}", template=ledger_template
     )
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()  # the limits and breakers of the file before are not ours
-    return database_url, redis_url
+    return database_url, redis_database(services, "acceptance")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from tests.batchlane.stage import Stage, stage
+from tests.fleet import redis_database
 from waybill import embedded
 
 SLOW = os.environ.get("WAYBILL_SLOW") == "1"
@@ -34,15 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="the lane's other cases take minutes; set WAYBILL_SLOW=1"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_stage(
     services: embedded.Services, ledger_template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:
     """The fleet."""
     database_url = embedded.create_database(str(services.database_url), "batchlane", template=ledger_template)
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
+    redis_url = redis_database(services, "batchlane")
     with stage(
         (database_url, redis_url), tmp_path_factory.mktemp("batchlane"), max_rows=2500 if SLOW else 40
     ) as running:

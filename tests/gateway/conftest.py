@@ -10,35 +10,31 @@ import anthropic
 import openai
 import psycopg
 import pytest
-import redis
 
 from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, running_fleet
+from tests.fleet import RunningFleet, redis_database, running_fleet
 from waybill import embedded
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gateway_urls(services: embedded.Services, ledger_template: str) -> tuple[str, str]:
     """A ledger and a Redis database for this folder."""
     database_url = embedded.create_database(
         str(services.database_url), f"gateway_{next(_numbers)}", template=ledger_template
     )
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/0"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
-    return database_url, redis_url
+    return database_url, redis_database(services, "gateway")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def provider() -> Iterator[Running]:
     """The provider behind the fleet."""
     with running() as box:
         yield box
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def gateway_fleet(
     gateway_urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningFleet]:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from sandbox.testing import running
-from tests.fleet import running_fleet
+from tests.fleet import redis_database, running_fleet
 from tests.quality.ledgerrows import LedgerRows
 from waybill import Client, embedded
 
@@ -30,9 +29,7 @@ def place(
 ) -> Iterator[tuple[Client, LedgerRows]]:
     """A fleet whose ledger has seen Sonnet fail half of 60 summaries that Opus got right."""
     database_url = embedded.create_database(str(services.database_url), "learning", template=ledger_template)
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/14"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
+    redis_url = redis_database(services, "learning")
     with LedgerRows(database_url) as ledger:
         for model, right in (("claude-sonnet-5-5", "i %% 2"), ("claude-opus-5-5", "1")):
             ledger.all(

@@ -14,14 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from sandbox.bill import cost_usd
 from sandbox.exchange import Usage
 from sandbox.models import Catalogue
 from sandbox.testing import Running, spawned
 from tests.acceptance.test_real_documents import RECORDED, ROOMY, SCHEMA, receipts_book
-from tests.fleet import ROOT, clean_environment, running_fleet
+from tests.fleet import ROOT, clean_environment, redis_database, running_fleet
 from tests.quality.ledgerrows import LedgerRows
 from waybill import Client, Job, embedded
 
@@ -52,9 +51,7 @@ def place(
     """A fleet that has carried receipts (with mistakes of the cheap model) and questions with recorded answers."""
     folder = tmp_path_factory.mktemp("verbs")
     database_url = embedded.create_database(str(services.database_url), "verbs", template=ledger_template)
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/13"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
+    redis_url = redis_database(services, "verbs")
     receipts = pq.read_table(shared_data / "docs-sroie-receipts.parquet").to_pylist()[:SAMPLE]
     table = pq.read_table(shared_data / "outcomes" / "zeroeval.parquet").to_pylist()
     receipts_book(receipts, folder / "book.jsonl")

@@ -19,7 +19,7 @@ import redis
 from psycopg import sql
 
 from sandbox.testing import Running, running
-from tests.fleet import ROOT, RunningFleet, clean_environment, running_fleet
+from tests.fleet import ROOT, RunningFleet, clean_environment, redis_database, running_fleet
 from waybill import Client, Job
 from waybill.cli.up import free_port, waybill_argv
 from waybill.settings import Settings
@@ -73,9 +73,7 @@ def scene(
     from waybill import embedded
 
     database_url = embedded.create_database(str(services.database_url), "canary", template=ledger_template)
-    redis_url = str(services.redis_url).rsplit("/", 1)[0] + "/14"
-    with redis.Redis.from_url(redis_url) as connection:
-        connection.flushdb()
+    redis_url = redis_database(services, "canary")
     logs = tmp_path_factory.mktemp("logs")
     env = {
         "ANTHROPIC_BASE_URL": quoting,
