@@ -1,4 +1,4 @@
-"""One real Chromium for the session. Missing it skips at home; with CI=true it fails, because .ci/run installs it."""
+"""One real Chromium for this folder. Missing it skips at home; with CI=true it fails, because .ci/run installs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+# Not longer: Playwright's loop would run on below all later tests, and none that is async could start its own.
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Chromium, headless."""
     if not CHROMIUM.exists():
