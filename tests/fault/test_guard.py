@@ -203,6 +203,6 @@ def test_s07_a_forged_shutdown_is_not_obeyed_and_flowers_questions_are_answered(
     scene.until_final()
     verdict = check(scene)
 
-    assert len(answered) == 4
+    assert len(answered) == len(set(scene.fleet.names) - {"control", "gateway"}), "every Celery worker answers"
     verdict.assert_holds()
     assert {name: scene.fleet.pid(name) for name in scene.fleet.names if scene.fleet.alive(name)} == pids
