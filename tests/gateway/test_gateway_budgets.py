@@ -105,10 +105,10 @@ def test_a_parked_job_goes_on_when_the_cap_is_raised(gateway: str, ledger: Ledge
 def test_cheaper_takes_the_next_model_that_can_be_paid_for(gateway: str, ledger: Ledger, budget: Setter) -> None:
     import httpx2
 
-    # The chain of summarization: sonnet first, whose prompt alone costs more than is left, then gpt-6.1-sol.
-    budget(spent(ledger) + Decimal("0.0175"), "cheaper")
+    # The chain of openai-only: gpt-5.5 first, whose prompt alone costs more than is left, then gpt-6.1-sol.
+    budget(spent(ledger) + Decimal("0.02"), "cheaper")
     with httpx2.Client(base_url=gateway, timeout=60) as http:
-        body = {"intent": "summarization", "prompt": "Summarize: " + "word " * 4000, "max_output_tokens": 300}
+        body = {"intent": "openai-only", "prompt": "Summarize: " + "word " * 4000, "max_output_tokens": 300}
         job = http.post("/v1/jobs", json=body).json()["id"]
         http.get(f"/v1/jobs/{job}/result?wait=30")
 
