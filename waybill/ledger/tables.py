@@ -317,7 +317,7 @@ class ProviderBatchRow(Base):
             name="provider_batch_rows_state",
         ),
         CheckConstraint("(state = 'open') = (ended_at is null)", name="provider_batch_rows_ended"),
-        Index("provider_batch_rows_batch", "batch_id"),
+        Index("batch_rows_batch", "batch_id"),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
