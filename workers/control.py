@@ -219,12 +219,14 @@ class Control:
         await self._ring_routed(rows)
 
     async def _redis_was_wiped(self) -> bool:
-        """Whether the epoch we knew is gone: then every message in Redis is gone with it."""
+        """Whether the epoch we knew is gone: then every message in Redis is gone with it. Without one at our start, too."""
         found = await self._redis.get(EPOCH_KEY)
-        if found is None:
+        is_missing = found is None
+        if is_missing:
             await self._redis.set(EPOCH_KEY, secrets.token_hex(8), nx=True)
             found = await self._redis.get(EPOCH_KEY)
-        wiped = self._epoch is not None and found != self._epoch
+        # A wipe while no control ran: jobs in a lost line would wait for their own patrol, two minutes and more.
+        wiped = is_missing if self._epoch is None else found != self._epoch
         self._epoch = found
         return wiped
 
