@@ -23,7 +23,7 @@ from workers.limiter import Ended, Grant, LimiterAway, LimitLane, Wanted
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
-    from workers.execute import Attempt
+    from workers.attempt import Attempt
     from workers.runtime import Runtime
 
 SLEEPS: Final = 3

@@ -23,7 +23,7 @@ from workers.telemetry import emit
 from workers.till import Denied, Granted, Reserving
 
 if TYPE_CHECKING:
-    from workers.execute import Attempt
+    from workers.attempt import Attempt
     from workers.runtime import Runtime
 
 ROUNDS: Final = 3

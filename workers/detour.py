@@ -21,7 +21,7 @@ from workers.providers.base import Stop
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
-    from workers.execute import Attempt
+    from workers.attempt import Attempt
     from workers.runtime import Runtime
 
 BEHIND_S: Final = 0.2

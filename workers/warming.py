@@ -11,7 +11,7 @@ from waybill.errors import LedgerUnavailable
 from waybill.ledger import turns
 
 if TYPE_CHECKING:
-    from workers.execute import Attempt
+    from workers.attempt import Attempt
     from workers.runtime import Runtime
 
 

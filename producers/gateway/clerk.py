@@ -273,15 +273,14 @@ class Clerk:
         files: dict[str, str | None] = {}
         for kind, size in sizes.items():
             files[kind] = await self._output_file(batch, kind, size) if size else None
-        status = "cancelled" if batch["cancelling_at"] is not None else "completed"
-        if counts["expired"] and status == "completed":
-            status = "expired"
+        status = "expired" if counts["expired"] else "completed"
         params = {"id": batch_id, "status": status, "counts": json.dumps(counts), **files}
-        if not await ledger.fetch(batches.END, params):
+        ended = await ledger.fetch(batches.END, params)
+        if not ended:
             return
         if batch["dialect"] == "anthropic":
             await ledger.fetch(batches.DROP_FILE, {"id": batch["input_file_id"]})
-        data = {"id": batch_id, "status": status, "counts": counts}
+        data = {"id": batch_id, "status": ended[0]["status"], "counts": counts}
         await ledger.fetch(
             webhooks.ADD,
             {

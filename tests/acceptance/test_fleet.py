@@ -11,6 +11,7 @@ import sys
 import time
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,6 +253,12 @@ def test_prompts_never_reach_redis_or_the_logs(client: Client, fleet: RunningFle
             assert canary.encode() not in (connection.dump(key) or b"")  # some run out meanwhile
 
 
+def _tells(task: dict[str, Any], job_id: str, ring: str) -> bool:
+    """Whether Flower shows of this task which job it was for, on which lane, and that it has ended."""
+    args = str(task["args"])
+    return task["state"] == "SUCCESS" and job_id in args and ring in args and job_id in str(task["result"])
+
+
 def test_flower_is_closed_read_only_and_shows_no_prompt(client: Client, urls: tuple[str, str], tmp_path: Path) -> None:
     import base64
     import urllib.error
@@ -293,11 +300,18 @@ def test_flower_is_closed_read_only_and_shows_no_prompt(client: Client, urls: tu
                 except (urllib.error.URLError, ConnectionError):
                     assert time.monotonic() < end, (tmp_path / "flower.log").read_text()
                     time.sleep(0.1)
-            job_id = client.submit(intent="summarization", prompt="canary-55aa11 in Flower")
-            client.result(job_id, timeout_s=30)
-            while f'{job_id}": "succeeded' not in (tasks := get("/api/tasks")[1]):
-                assert time.monotonic() < end + 20, tasks[:2000]
-                time.sleep(0.2)
+            heard: list[dict[str, Any]] = []
+            for number in range(10):  # it answers before it listens: what the first jobs said may be missed
+                job_id = client.submit(intent="summarization", prompt=f"canary-55aa11 in Flower, try {number}")
+                model = client.result(job_id, timeout_s=60).model
+                ring = f"summarization x1 on {model}"
+                look_until = time.monotonic() + 10
+                while not heard and time.monotonic() < look_until:
+                    tasks = get("/api/tasks")[1]
+                    heard = [task for task in json.loads(tasks).values() if _tells(task, job_id, ring)]
+                    time.sleep(0.2)
+                if heard:
+                    break
             page = get("/tasks")
             assert [get(path, None)[0] for path in ("/", "/tasks", "/workers", "/api/tasks")] == [401] * 4
             assert get("/tasks", "wrong")[0] == 401
@@ -318,11 +332,8 @@ def test_flower_is_closed_read_only_and_shows_no_prompt(client: Client, urls: tu
                 raise
     assert page[0] == 200
     assert "canary" not in tasks + page[1]
-    shown = [task for task in json.loads(tasks).values() if job_id in str(task["args"])]
-    assert any("summarization x1 on claude-sonnet-5-5" in task["args"] for task in shown)
-    done = [task for task in shown if task["state"] == "SUCCESS" and "succeeded summarization" in str(task["result"])]
-    assert done
-    assert "$" in str(done[0]["result"])
+    assert heard, tasks[:2000]
+    assert f"succeeded summarization {model} $" in str(heard[0]["result"])
 
 
 def test_flower_does_not_start_open() -> None:

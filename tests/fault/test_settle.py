@@ -14,8 +14,10 @@ from policies.fallback import History
 from policies.policyfile import parse
 from policies.pricing import PriceBook
 from waybill.contract import Candidate, Job, JobState, Usage
-from workers.execute import Attempt, _leased, prepare
+from workers.attempt import Attempt
+from workers.execute import _leased
 from workers.health import Health
+from workers.preparing import prepare
 from workers.providers.base import Answer, Stop
 from workers.runtime import SHIPPED_POLICY, Lane
 from workers.writer import Settlement
@@ -108,7 +110,7 @@ async def test_a_bug_in_judging_does_not_lose_what_the_call_cost(monkeypatch: py
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("workers.execute.judge", broken)
+    monkeypatch.setattr("workers.concluding.judge", broken)
     writer = SlowWriter()
     writer.let_go.set()
     runtime, attempt = world(writer)

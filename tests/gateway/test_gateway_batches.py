@@ -12,6 +12,7 @@ import httpx2
 import openai
 import pytest
 
+from sandbox.testing import Running
 from tests.gateway.conftest import Ledger
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
@@ -165,17 +166,29 @@ def test_a_wrong_custom_id_refuses_a_message_batch(claude: anthropic.Anthropic) 
             claude.messages.batches.create(requests=[{"custom_id": i, "params": params} for i in ids])
 
 
-def test_cancelled_batches_end_with_every_request_told(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
-    params: Any = {"model": "claude-haiku-5-5", "max_tokens": 500, "messages": HELLO}
-    ours = submit(gpt, lines(*(chat_row(f"r{n}") for n in range(300))))
-    theirs = claude.messages.batches.create(requests=[{"custom_id": f"r{n}", "params": params} for n in range(300)])
+def test_cancelled_batches_end_with_every_request_told(
+    gpt: openai.OpenAI, claude: anthropic.Anthropic, provider: Running
+) -> None:
+    def hello(n: int) -> list[Any]:
+        return [
+            {"role": "user", "content": f"Say hello to number {n}."}
+        ]  # each its own call, none answered from memory
+
+    provider.latency("fixed:3s")  # no batch is done before it is cancelled
+    ours = submit(gpt, lines(*(chat_row(f"r{n}", messages=hello(n)) for n in range(300))))
+    theirs = claude.messages.batches.create(
+        requests=[
+            {"custom_id": f"r{n}", "params": {"model": "claude-haiku-5-5", "max_tokens": 500, "messages": hello(n)}}
+            for n in range(300)
+        ]
+    )
 
     assert gpt.batches.cancel(ours.id).status in ("cancelling", "cancelled")
     claude.messages.batches.cancel(theirs.id)
 
     done = ended(gpt, ours.id)
     assert done.status == "cancelled"
-    assert done.request_counts.completed + done.request_counts.failed == done.request_counts.total
+    assert done.request_counts.completed + done.request_counts.failed == done.request_counts.total == 300
     message_batch = until(lambda: claude.messages.batches.retrieve(theirs.id), lambda b: b.processing_status == "ended")
     assert sum(message_batch.request_counts.model_dump().values()) == 300
     assert len(list(claude.messages.batches.results(theirs.id))) == 300

@@ -23,7 +23,8 @@ from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState
 from waybill.ledger import budgets
 from waybill.ledger.engine import Ledger
 from workers.affording import afford
-from workers.execute import Attempt, prepare
+from workers.attempt import Attempt
+from workers.preparing import prepare
 from workers.runtime import SHIPPED_POLICY
 from workers.till import Denied, Granted, Reserving, Till, Verdict
 

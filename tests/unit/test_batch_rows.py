@@ -6,9 +6,9 @@ import inspect
 import re
 
 from waybill.ledger import providerbatches, queries
-from workers import execute
+from workers import attempt
 
-_READ = set(re.findall(r"""row\["(\w+)"\]""", inspect.getsource(execute.attempt_of) + inspect.getsource(execute._why)))
+_READ = set(re.findall(r"""row\["(\w+)"\]""", inspect.getsource(attempt.attempt_of) + inspect.getsource(attempt._why)))
 
 
 def columns(sql: str) -> set[str]:

@@ -12,7 +12,7 @@ from policies.limits import Need
 from waybill.contract import Candidate, Job, Message, Usage
 from waybill.errors import Broken, ProviderError, Rejected, Throttled, Unavailable
 from workers.admission import ended_of, is_limited
-from workers.execute import Attempt
+from workers.attempt import Attempt
 from workers.limiter import Ended, Grant, LimitLane
 from workers.providers.base import Answer, Call, Limits, Stop
 

@@ -105,9 +105,11 @@ where id = %(id)s and ended_at is null
 """
 
 END: Final = """
-update batches set status = %(status)s, counts = %(counts)s::jsonb, output_file_id = %(output)s, error_file_id = %(error)s,
-    ended_at = now() where id = %(id)s and ended_at is null returning id
+update batches set status = case when cancelling_at is null then %(status)s else 'cancelled' end, counts = %(counts)s::jsonb,
+    output_file_id = %(output)s, error_file_id = %(error)s, ended_at = now()
+where id = %(id)s and ended_at is null returning status
 """
+"""A cancellation counts until this moment: who was told `cancelling` never reads `completed` after it."""
 
 PAGE: Final = """
 select r.seq, r.custom_id, r.error as refused, j.id::text, j.state, j.error_code, j.error

@@ -12,7 +12,10 @@ from policies.fallback import Retry
 from waybill.contract import Candidate, Job
 from waybill.errors import ProviderError
 from waybill.ledger import providerbatches
-from workers.execute import Attempt, attempt_of, conclude, prepare, settle
+from workers.attempt import Attempt, attempt_of
+from workers.concluding import conclude
+from workers.execute import settle
+from workers.preparing import prepare
 from workers.providers.batches import Row, row_name
 
 if TYPE_CHECKING:
