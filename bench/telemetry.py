@@ -1,15 +1,20 @@
-"""What seeing costs: the fleet with Celery events, metrics and tracing against the same fleet without them.
+"""What seeing costs: the fleet with Celery events, metrics and tracing beside the same fleet without them.
 
-Both run the same jobs on the same services in turns, quiet first, then seeing, so that a machine that is busy meanwhile is
-busy for both. Seeing means: events for Flower, log lines as JSON, spans to an OTLP collector on this machine, and an exporter
-that is scraped every five seconds (Prometheus asks every 15 or 30). Both write log lines (a fleet says by one that it is ready)
-and deliver their counts.
+Both are up all the time, each with a ledger and a Redis database of its own on the same servers, and work in turns of some
+seconds: quiet, seeing, quiet, seeing ... The ratio of each pair of neighbours is taken, then the median of the ratios, so that a
+machine that is busy meanwhile, or gets slower, is so for both. Seeing means: events for Flower, log lines as JSON, spans to an
+OTLP collector on this machine, and an exporter that is scraped every five seconds of its turns (Prometheus asks every 15 or 30).
+Both write log lines (a fleet says by one that it is ready) and deliver their counts.
+
+Throughput counts everything: collector, exporter, Postgres, Redis and sandbox share the machine. CPU is that of the fleet's
+processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -24,13 +29,14 @@ from typing import Any
 
 from bench.throughput import ROOMY, cpu_s, prompts
 from sandbox.testing import spawned
-from tests.fleet import ROOT, clean_environment, running_fleet
+from tests.fleet import ROOT, RunningFleet, clean_environment, running_fleet
 from waybill import Client, Job, embedded
 from waybill.cli.db import run_upgrade
 from waybill.cli.up import free_port, waybill_argv
 
 PARTS = ("events", "logs", "metrics", "traces")
 FLEET = ("dispatcher", "anthropic", "control")
+SETTLE_S = 2.5
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -59,102 +65,129 @@ def collecting() -> Iterator[str]:
     server.server_close()
 
 
-@contextmanager
-def scraped(env: Mapping[str, str], logs: Path) -> Iterator[None]:
-    """The exporter, asked every five seconds."""
-    port, stop = free_port(), threading.Event()
-    with (logs / "metrics.log").open("wb") as log:
-        exporter = subprocess.Popen(
-            [*waybill_argv(), "metrics"],
-            env={**clean_environment(), **env, "WAYBILL_METRICS_PORT": str(port)},
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+class Scraped:
+    """The exporter, asked every five seconds while `on`."""
 
-    def scrape() -> None:
-        while not stop.wait(5.0):
+    def __init__(self, env: Mapping[str, str], logs: Path) -> None:
+        self.on = threading.Event()
+        self._stop = threading.Event()
+        self._port = free_port()
+        with (logs / "metrics.log").open("wb") as log:
+            self._exporter = subprocess.Popen(
+                [*waybill_argv(), "metrics"],
+                env={**clean_environment(), **env, "WAYBILL_METRICS_PORT": str(self._port)},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        self._thread = threading.Thread(target=self._scrape)
+        self._thread.start()
+
+    def _scrape(self) -> None:
+        while not self._stop.wait(5.0):
+            if not self.on.is_set():
+                continue
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read()
+                urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=30).read()
             except OSError:
                 continue
 
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        exporter.terminate()
-        exporter.wait(30)
+    def __enter__(self) -> Scraped:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._exporter.terminate()
+        self._exporter.wait(30)
 
 
-def run(
-    database_url: str, redis_url: str, sandbox_url: str, jobs: int, rounds: int, parts: Sequence[str], collector: str
-) -> dict[str, Any]:
-    """Rates and CPU of a fleet with these parts of PARTS on."""
+class Side:
+    """One of the two fleets, with what it has done."""
+
+    def __init__(self, fleet: RunningFleet, client: Client, scraped: Scraped | None) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._scraped = scraped
+
+    def work(self, count: int) -> tuple[float, float]:
+        """Jobs a second, and CPU microseconds a job."""
+        if self._scraped is not None:
+            self._scraped.on.set()
+        batch = [Job(intent="extraction", prompt=text, priority="lo", reuse=False) for text in prompts(count)]
+        cpu, began = self._cpu_s(), time.monotonic()
+        done = sum(
+            outcome.result is not None
+            for outcome in self._client.results(self._client.submit_many(batch), timeout_s=600)
+        )
+        assert done == count, f"{count - done} jobs failed"
+        rate = count / (time.monotonic() - began)
+        if self._scraped is not None:
+            self._scraped.on.clear()
+        time.sleep(SETTLE_S)  # what follows the jobs (events, spans, counts) belongs to them
+        return rate, (self._cpu_s() - cpu) / count * 1e6
+
+    def _cpu_s(self) -> float:
+        return sum(cpu_s(self._fleet.pid(name)) for name in FLEET)
+
+
+@contextmanager
+def side(
+    services: embedded.Services, name: str, number: int, sandbox_url: str, parts: Sequence[str], collector: str
+) -> Iterator[Side]:
+    """A fleet with these parts of PARTS on."""
     env = {"WAYBILL_TASK_EVENTS": str("events" in parts).lower()}
     if "traces" in parts:
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector
     if "logs" in parts:
         env["WAYBILL_LOG_FORMAT"] = "json"
-    rates: list[float] = []
+    database_url = embedded.create_database(str(services.database_url), f"telemetry_{name}")
+    run_upgrade(database_url)
+    redis_url = f"{str(services.redis_url).rsplit('/', 1)[0]}/{number}"
     with (
         tempfile.TemporaryDirectory() as folder,
         running_fleet(database_url, redis_url, sandbox_url, Path(folder), env=env) as fleet,
         Client(database_url, redis_url) as client,
+        Scraped(fleet.env, Path(folder)) if "metrics" in parts else nullcontext() as scraped,
     ):
-
-        def work(count: int) -> float:
-            batch = [Job(intent="extraction", prompt=text, priority="lo", reuse=False) for text in prompts(count)]
-            began = time.monotonic()
-            done = sum(
-                outcome.result is not None for outcome in client.results(client.submit_many(batch), timeout_s=600)
-            )
-            assert done == count, f"{count - done} jobs failed"
-            return count / (time.monotonic() - began)
-
-        work(100)
-        before = sum(cpu_s(fleet.pid(name)) for name in FLEET)
-        with scraped(fleet.env, Path(folder)) if "metrics" in parts else nullcontext():
-            rates = [work(jobs) for _ in range(rounds)]
-        cpu = sum(cpu_s(fleet.pid(name)) for name in FLEET) - before
-    return {"rates": rates, "cpu_us": cpu / (jobs * rounds) * 1e6}
+        yield Side(fleet, client, scraped)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure in turns and print."""
     parser = argparse.ArgumentParser(prog="./run bench telemetry", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--jobs", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=2, help="per turn")
-    parser.add_argument("--turns", type=int, default=2, help="of each, alternating")
+    parser.add_argument("--jobs", type=int, default=1000, help="per turn")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each, alternating")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what seeing means; default: all")
     options = parser.parse_args(arguments)
-    told: dict[str, list[dict[str, Any]]] = {"quiet": [], "seeing": []}
+    turns: dict[str, list[tuple[float, float]]] = {"quiet": [], "seeing": []}
     with (
         tempfile.TemporaryDirectory() as state,
         embedded.services(Path(state)) as services,
         spawned("--latency", "fixed:50ms", "--limit", ROOMY) as sandbox,
         collecting() as collector,
+        side(services, "quiet", 1, sandbox.url, (), collector) as quiet,
+        side(services, "seeing", 2, sandbox.url, options.parts, collector) as seeing,
     ):
-        urls = (str(services.database_url), str(services.redis_url), sandbox.url)
-        run_upgrade(urls[0])
-        for _ in range(options.turns):
-            told["quiet"].append(run(*urls, options.jobs, options.rounds, (), collector))
-            told["seeing"].append(run(*urls, options.jobs, options.rounds, options.parts, collector))
-    figures: dict[str, Any] = {
-        "parts": list(options.parts),
-        "jobs": options.jobs,
-        "rounds": options.rounds * options.turns,
-    }
-    for name, turns in told.items():
-        figures[f"{name}_jobs_per_s"] = round(median(rate for turn in turns for rate in turn["rates"]), 1)
-        figures[f"{name}_cpu_us_per_job"] = round(median(turn["cpu_us"] for turn in turns))
-    figures["throughput_ratio"] = round(figures["seeing_jobs_per_s"] / figures["quiet_jobs_per_s"], 3)
-    figures["cpu_ratio"] = round(figures["seeing_cpu_us_per_job"] / figures["quiet_cpu_us_per_job"], 3)
+        sides = {"quiet": quiet, "seeing": seeing}
+        for one in sides.values():
+            one.work(200)
+        for number in range(options.rounds):
+            # Each goes first as often as the other.
+            for name in sorted(sides, reverse=number % 2 == 1):
+                turns[name].append(sides[name].work(options.jobs))
+    ratios = list(zip(*(turns[name] for name in ("seeing", "quiet")), strict=True))
+    rate_ratios = [with_[0] / without[0] for with_, without in ratios]
+    figures: dict[str, Any] = {"parts": list(options.parts), "jobs": options.jobs, "rounds": options.rounds}
+    for name, done in turns.items():
+        figures[f"{name}_jobs_per_s"] = round(median(rate for rate, _ in done), 1)
+        figures[f"{name}_cpu_us_per_job"] = round(median(cpu for _, cpu in done))
+    figures["throughput_ratio"] = round(median(rate_ratios), 3)
+    figures["throughput_ratios"] = [round(ratio, 2) for ratio in sorted(rate_ratios)]
+    figures["cpu_ratio"] = round(median(with_[1] / without[1] for with_, without in ratios), 3)
     figures["span_batches"] = Collector.spans
+    figures["load"] = round(os.getloadavg()[0], 1)
     if options.json:
         print(json.dumps(figures))
         return

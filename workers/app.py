@@ -25,6 +25,7 @@ from waybill.names import (
 from waybill.settings import Settings
 from workers.batchlane.lane import BatchLane
 from workers.dispatch import Dispatcher
+from workers.eventfeed import EventFeed
 from workers.execute import execute, hear_urgent
 from workers.guard import TRANSPORT
 from workers.heartbeat import watch
@@ -51,6 +52,7 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         app.conf.broker_transport = TRANSPORT
     runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
     app.lifespan = runtime
+    app.steps["consumer"].add(EventFeed)
     if settings.heartbeat_file is not None:
         watch(app, runtime, settings.heartbeat_file)
     dispatcher = Dispatcher(runtime)

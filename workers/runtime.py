@@ -30,6 +30,7 @@ from workers.policywatch import PolicyWatch
 from workers.prefixes import Prefixes
 from workers.providers.registry import available, make_provider, without_workers
 from workers.sharing import Sharing
+from workers.spansender import SpanSender
 from workers.telemetry import counting, emit
 from workers.till import Till
 from workers.tracing import Tracing, is_wanted
@@ -148,6 +149,7 @@ class Runtime:
     urgent: set[asyncio.Task[None]] = field(default_factory=set)
     """What runs because a quick bell rang."""
     draining: asyncio.Event = field(init=False)
+    _spans: SpanSender | None = None
     _counting: AbstractAsyncContextManager[None] = field(default_factory=nullcontext)
     _heartbeat: asyncio.Task[None] | None = None
     _listening: asyncio.Task[None] | None = None
@@ -201,7 +203,8 @@ class Runtime:
         if "local" in self.providers:
             self._tasks.append(asyncio.create_task(self.gates.keep_looking(self.ledger)))
         if is_wanted():
-            self.tracing = Tracing.to_collector(worker=self.owner, with_text=self.settings.trace_text)
+            self._spans = await asyncio.to_thread(SpanSender.to_collector, self.owner)
+            self.tracing = Tracing(self._spans.post, with_text=self.settings.trace_text)
         self._counting = counting(self.redis)
         await self._counting.__aenter__()
 
@@ -226,10 +229,10 @@ class Runtime:
         await self.writer.close()
         await self.outbox.close()
         await self.health.close()
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.close)
         await self._counting.__aexit__(None, None, None)
         await self.prefixes.close()
-        if self.tracing is not None:
-            await asyncio.to_thread(self.tracing.close)
         for accounts in self.accounts.values():
             for provider in accounts.values():
                 await provider.close()

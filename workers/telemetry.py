@@ -77,7 +77,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "gate.changed": Event(("intent", "fingerprint", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),
-    "text.purged": Event(("jobs", "files"), count="jobs"),
+    "spans.lost": Event(("spans",), count="spans"),
+    "text.purged": Event(("jobs", "files", "batches", "deliveries"), count="jobs"),
     "service.away": Event(("service", "error")),
     "service.back": Event(("service", "seconds_s")),
 }

@@ -1,4 +1,4 @@
-"""One span for each attempt and one for each job, made from what was settled and sent to an OTLP collector. Off unless configured.
+"""One span for each attempt and one for each job, made from what was settled. Off unless a collector is configured.
 
 On when OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set (OpenTelemetry's own variables, which the
 exporter reads, headers and time-outs too). Span ids are made from the job's id and the attempt's number, so a settlement that
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -22,16 +22,14 @@ from uuid import UUID
 
 from waybill.contract import AttemptState, CostSource, JobState
 from waybill.trace import parse
-from workers import genai
+from workers import genai, otlp
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import SpanProcessor
-
     from waybill.contract import Job, Usage
     from workers.writer import Settlement
 
 _GOOD: Final = (AttemptState.SUCCEEDED, AttemptState.RELEASED)
-FLUSH_MS: Final = 5000
+_SAMPLED: Final = 1
 
 
 def is_wanted() -> bool:
@@ -68,26 +66,21 @@ class Told:
 class Tracing:
     """One per worker process."""
 
-    def __init__(self, processor: SpanProcessor, *, worker: str, with_text: bool = False) -> None:
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    def __init__(self, post: Callable[[bytes], None], *, with_text: bool = False) -> None:
+        """Spans of what is settled.
 
-        self._processor = processor
+        Args:
+            post: Takes one span as bytes (workers/otlp.py).
+            with_text: Whether prompts and answers are in them.
+        """
+        self._post = post
         self._with_text = with_text
-        self._resource = Resource.create({"service.name": "waybill", "service.instance.id": worker})
-        self._scope = InstrumentationScope("waybill")
-
-    @classmethod
-    def to_collector(cls, *, worker: str, with_text: bool) -> Tracing:
-        """Spans in batches, from a thread of their own: a collector that is away costs spans and nothing else."""
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        return cls(BatchSpanProcessor(OTLPSpanExporter()), worker=worker, with_text=with_text)
 
     def settled(self, settlement: Settlement, told: Told, state: JobState | None) -> None:
         """An attempt ended; with it the job, when `state` is final. None = it was fenced."""
         trace_id, parent, flags = _context(settlement.job_id, told.traceparent)
+        if not flags & _SAMPLED:
+            return
         job_span = _span_id(settlement.job_id)
         self._end(
             f"{genai.CHAT} {told.model}",
@@ -147,54 +140,46 @@ class Tracing:
     def _end(
         self,
         name: str,
-        trace_id: int,
-        span_id: int,
-        parent: int | None,
+        trace_id: bytes,
+        span_id: bytes,
+        parent: bytes,
         flags: int,
         began: datetime,
         told: Told,
-        attributes: Mapping[str, Any],
+        attributes: dict[str, Any],
         *,
         is_call: bool = False,
         error: str | None,
     ) -> None:
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
-
-        if not flags & TraceFlags.SAMPLED:
-            return
-        attributes = {**attributes, **({genai.ERROR_TYPE: error} if error else {})}
-        context = SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(flags))
-        above = None if parent is None else SpanContext(trace_id, parent, is_remote=True, trace_flags=TraceFlags(flags))
-        self._processor.on_end(
-            ReadableSpan(
+        if error:
+            attributes[genai.ERROR_TYPE] = error
+        self._post(
+            otlp.span(
                 name,
-                context=context,
-                parent=above,
-                resource=self._resource,
+                trace_id,
+                span_id,
+                parent,
+                flags=flags,
+                kind=otlp.CLIENT if is_call else otlp.INTERNAL,
+                start_ns=_ns(began),
+                end_ns=_ns(told.ended_at),
                 attributes=attributes,
-                kind=SpanKind.CLIENT if is_call else SpanKind.INTERNAL,
-                status=Status(StatusCode.ERROR) if error else Status(StatusCode.UNSET),
-                start_time=_ns(began),
-                end_time=_ns(told.ended_at),
-                instrumentation_scope=self._scope,
+                is_error=bool(error),
             )
         )
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._processor.force_flush(FLUSH_MS)
-        self._processor.shutdown()
 
-
-def _context(job_id: str, traceparent: str | None) -> tuple[int, int | None, int]:
+def _context(job_id: str, traceparent: str | None) -> tuple[bytes, bytes, int]:
     """Trace id, parent span of the job, flags. Outside of any trace: the job's own id, no parent, sampled."""
     given = parse(traceparent)
-    return (UUID(job_id).int, None, 1) if given is None else given
+    if given is None:
+        return UUID(job_id).bytes, b"", _SAMPLED
+    trace_id, parent, flags = given
+    return trace_id.to_bytes(16), parent.to_bytes(8), flags
 
 
-def _span_id(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) or 1
+def _span_id(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()[:8]
 
 
 def _ns(at: datetime) -> int:

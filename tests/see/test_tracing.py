@@ -13,14 +13,15 @@ from uuid import UUID
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from sandbox.testing import running
 from tests.fleet import running_fleet
 from waybill import Client, Job, trace
 from waybill.contract import AttemptState, CostSource, JobState, Usage
-from workers import genai
+from workers import genai, otlp
+from workers.spansender import SpanSender
+from workers.telemetry import take_counts
 from workers.tracing import Told, Tracing
 from workers.writer import Settlement
 
@@ -50,29 +51,44 @@ def told(**how: Any) -> Told:
     return Told(**values)
 
 
-def spans(*ends: tuple[Settlement, Told, JobState | None], with_text: bool = False) -> list[Any]:
-    kept = InMemorySpanExporter()
-    tracing = Tracing(SimpleSpanProcessor(kept), worker="w", with_text=with_text)
+def spans(*ends: tuple[Settlement, Told, JobState | None], with_text: bool = False) -> list[Span]:
+    """As a collector reads them."""
+    made: list[bytes] = []
+    tracing = Tracing(made.append, with_text=with_text)
     for end in ends:
         tracing.settled(*end)
-    tracing.close()
-    return list(kept.get_finished_spans())
+    return read(otlp.request(made, resource={"service.name": "waybill"}, scope="waybill"))
+
+
+def read(data: bytes) -> list[Span]:
+    """The spans of a request that one process sent."""
+    request = ExportTraceServiceRequest.FromString(data)
+    return list(request.resource_spans[0].scope_spans[0].spans)
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    """By name, as plain values."""
+    return {one.key: getattr(one.value, one.value.WhichOneof("value") or "") for one in span.attributes}
 
 
 def test_a_call_is_told_in_the_words_of_the_convention() -> None:
     call, job = spans((settlement(), told(), JobState.SUCCEEDED))
 
     assert call.name == "chat claude-haiku-5-5"
-    assert call.kind.name == "CLIENT"
-    assert call.attributes["gen_ai.operation.name"] == "chat"
-    assert call.attributes["gen_ai.provider.name"] == "anthropic"
-    assert call.attributes["gen_ai.response.model"] == "claude-haiku-5-5-20261001"
-    assert call.attributes["gen_ai.usage.input_tokens"] == 1000, "cached ones included"
-    assert call.attributes["gen_ai.usage.cache_read.input_tokens"] == 900
-    assert call.attributes["waybill.cost.usd"] == 0.0012
-    assert (call.end_time - call.start_time) == 3_000_000_000
-    assert (job.end_time - job.start_time) == 5_000_000_000
-    assert job.attributes["waybill.queued_seconds"] == 2.0
+    assert call.kind == Span.SPAN_KIND_CLIENT
+    said = attributes(call)
+    assert said["gen_ai.operation.name"] == "chat"
+    assert said["gen_ai.provider.name"] == "anthropic"
+    assert said["gen_ai.response.model"] == "claude-haiku-5-5-20261001"
+    assert said["gen_ai.usage.input_tokens"] == 1000, "cached ones included"
+    assert said["gen_ai.usage.cache_read.input_tokens"] == 900
+    assert said["waybill.cost.usd"] == 0.0012
+    assert [one.string_value for one in said["gen_ai.response.finish_reasons"].values] == ["end_turn"]
+    assert said["gen_ai.request.stream"] is False
+    assert (call.end_time_unix_nano - call.start_time_unix_nano) == 3_000_000_000
+    assert (job.end_time_unix_nano - job.start_time_unix_nano) == 5_000_000_000
+    assert job.kind == Span.SPAN_KIND_INTERNAL
+    assert attributes(job)["waybill.queued_seconds"] == 2.0
 
 
 def test_attempts_hang_from_their_job_and_the_job_from_whoever_submitted_it() -> None:
@@ -84,39 +100,103 @@ def test_attempts_hang_from_their_job_and_the_job_from_whoever_submitted_it() ->
         (settlement(2), told(traceparent=PARENT, model="gpt-6-luna", provider="openai"), JobState.SUCCEEDED),
     )
 
-    assert {span.context.trace_id for span in (first, second, job)} == {0x0AF7651916CD43DD8448EB211C80319C}
-    assert first.parent.span_id == second.parent.span_id == job.context.span_id
-    assert job.parent.span_id == 0xB7AD6B7169203331
-    assert first.context.span_id != second.context.span_id
-    assert first.attributes["error.type"] == "unusable"
-    assert (first.status.status_code.name, second.status.status_code.name) == ("ERROR", "UNSET")
+    assert {span.trace_id.hex() for span in (first, second, job)} == {"0af7651916cd43dd8448eb211c80319c"}
+    assert first.parent_span_id == second.parent_span_id == job.span_id
+    assert job.parent_span_id.hex() == "b7ad6b7169203331"
+    assert first.span_id != second.span_id
+    assert attributes(first)["error.type"] == "unusable"
+    assert (first.status.code, second.status.code) == (Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET)
 
 
 def test_a_job_outside_of_any_trace_begins_one_of_its_own_id() -> None:
     call, job = spans((settlement(), told(traceparent="nonsense"), JobState.SUCCEEDED))
 
-    assert call.context.trace_id == UUID(JOB_ID).int
-    assert job.parent is None
+    assert call.trace_id == UUID(JOB_ID).bytes
+    assert job.parent_span_id == b""
 
 
 def test_a_settlement_that_is_stored_twice_is_one_span() -> None:
     end = (settlement(), told(), JobState.SUCCEEDED)
 
-    assert len({span.context.span_id for span in spans(end, end)}) == 2  # the attempt and the job
+    assert len({span.span_id for span in spans(end, end)}) == 2  # the attempt and the job
 
 
 def test_what_the_caller_does_not_sample_is_not_sent() -> None:
-    assert spans((settlement(), told(traceparent=PARENT[:-1] + "0"), JobState.SUCCEEDED)) == []
+    made: list[bytes] = []
+    Tracing(made.append).settled(settlement(), told(traceparent=PARENT[:-1] + "0"), JobState.SUCCEEDED)
+
+    assert made == []
 
 
 @pytest.mark.parametrize("with_text", [False, True])
 def test_text_is_left_out_unless_it_is_asked_for(with_text: bool) -> None:
-    shown = "".join(span.to_json() for span in spans((settlement(), told(), JobState.SUCCEEDED), with_text=with_text))
+    shown = str(spans((settlement(), told(), JobState.SUCCEEDED), with_text=with_text))
 
     for canary in ("CANARY-PROMPT", "CANARY-SYSTEM", "CANARY-ANSWER"):
         assert (canary in shown) == with_text
     for never in ("CANARY-TENANT", "CANARY-REASON", "CANARY-ERROR"):
         assert never not in shown
+
+
+def test_spans_are_the_bytes_that_the_sdk_would_send() -> None:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+    from opentelemetry.trace.status import Status as SdkStatus
+    from opentelemetry.trace.status import StatusCode
+
+    said = {
+        "word": "a", "text": "Größe " * 40, "none": "", "yes": True, "no": False, "zero": 0, "small": 127, "large": 2**40,
+        "below": -1, "ratio": 0.1, "list": ("a", "b" * 200), "half a pair": "\ud800",
+    }  # fmt: skip
+    # The SDK leaves the trace flags out.
+    ours = otlp.span(
+        "chat x", (7).to_bytes(16), (8).to_bytes(8), (9).to_bytes(8),
+        flags=0, kind=otlp.CLIENT, start_ns=1_795_000_000_000_000_001, end_ns=1_795_000_000_000_000_002,
+        attributes=said, is_error=True,
+    )  # fmt: skip
+    theirs = ReadableSpan(
+        "chat x",
+        context=SpanContext(7, 8, is_remote=False, trace_flags=TraceFlags(1)),
+        parent=SpanContext(7, 9, is_remote=True, trace_flags=TraceFlags(1)),
+        resource=Resource({"service.name": "w"}),
+        attributes={**said, "half a pair": "?"},
+        kind=SpanKind.CLIENT,
+        status=SdkStatus(StatusCode.ERROR),
+        start_time=1_795_000_000_000_000_001,
+        end_time=1_795_000_000_000_000_002,
+        instrumentation_scope=InstrumentationScope("waybill"),
+    )
+
+    assert ExportTraceServiceRequest.FromString(
+        otlp.request([ours], resource={"service.name": "w"}, scope="waybill")
+    ) == encode_spans([theirs])
+
+
+def test_a_collector_that_is_away_costs_spans_and_says_how_many() -> None:
+    take_counts()
+    away, got = threading.Event(), list[bytes]()
+
+    def export(data: bytes) -> bool:
+        got.append(data)
+        return not away.is_set()
+
+    away.set()
+    sender = SpanSender(export, worker="w")
+    sender.post(spans_bytes())
+    sender.close()
+
+    assert len(read(got[0])) == 1
+    assert take_counts()["spans.lost"] == 1
+
+
+def spans_bytes() -> bytes:
+    """One span, unread."""
+    made: list[bytes] = []
+    Tracing(made.append).settled(settlement(), told(), None)
+    return made[0]
 
 
 @pytest.mark.parametrize("text", ["", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "01-x", PARENT + "-x", "a\x00b"])
