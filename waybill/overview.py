@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WINDOW_S: Final = 900.0
 """Rates and percentiles are over the last quarter of an hour."""
 CHANGES: Final = 10
+BATCHES: Final = 20
 DIMENSIONS: Final = {"r": "requests", "i": "input_tokens", "o": "output_tokens", "t": "tokens"}
 RECOVERING_S: Final = 8.0
 
@@ -79,8 +80,8 @@ async def read_overview(ask: Ask, hints: Hints, policy: Policy | None, changes: 
     """What a screen shows, for programs.
 
     Returns:
-        `lanes`, `intents`, `holds`, `accounts`, `route_changes` (lists), `dead` (count) and `redis` (None, or why it is
-        not read).
+        `lanes`, `intents`, `holds`, `accounts`, `route_changes`, `batches` (lists), `dead` (count) and `redis` (None, or
+        why it is not read).
     """
     rows = {row["lane"]: dict(row) for row in await ask(oncall.LANES, {"window_s": WINDOW_S})}
     under_way = {row["lane"]: row["jobs"] for row in await ask(oncall.UNDER_WAY, None)}
@@ -113,6 +114,7 @@ async def read_overview(ask: Ask, hints: Hints, policy: Policy | None, changes: 
         "holds": holds + await _paused_runs(ask),
         "accounts": refused_accounts(hints),
         "route_changes": [dict(row) for row in await ask(oncall.ROUTE_CHANGES, {"limit": changes})],
+        "batches": [dict(row) for row in await ask(oncall.OPEN_BATCHES, {"limit": BATCHES})],
         "dead": (await ask(oncall.DEAD_COUNT, None))[0]["jobs"],
         "redis": hints.trouble,
     }

@@ -40,6 +40,7 @@ REPORT_EVERY_S = 2.0
 PURGE_EVERY_S = 30.0
 PURGE_JOBS = 500
 """In one statement; as many statements as a tenth of a second allows, so that nothing else control does waits for it."""
+PURGE_ROWS = 1000
 MAX_LOSSES = 3
 """A job that lost this many workers is put aside: it probably kills them."""
 SHORT_QUEUE = 3
@@ -144,9 +145,16 @@ class Control:
             jobs += len(rows)
             if time.monotonic() > end:
                 break
-        files = len(await self._ledger.fetch(retention.PURGE_UPLOADS, {"limit": 10}))
-        if jobs or files:
-            emit("text.purged", jobs=jobs, files=files)
+        counts = {}
+        for what, statement, limit in (
+            ("files", retention.PURGE_UPLOADS, 10),
+            ("batches", retention.PURGE_BATCHES, PURGE_ROWS),
+            ("deliveries", retention.PURGE_DELIVERIES, PURGE_ROWS),
+        ):
+            counts[what] = len(await self._ledger.fetch(statement, {"limit": limit}))
+        counts["files"] += len(await self._ledger.fetch(retention.PURGE_BROKEN_UPLOADS))
+        if jobs or any(counts.values()):
+            emit("text.purged", jobs=jobs, **counts)
 
     async def release(self) -> None:
         """Parked jobs whose time has come go back to their queue."""

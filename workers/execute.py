@@ -221,7 +221,7 @@ async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:
 
 async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False) -> str:
     """Carry out the decision: store it with the cost, then tell whoever waits or ring for the next attempt."""
-    settlement = settlement_of(attempt, hand_back=hand_back)
+    settlement = settlement_of(attempt, hand_back=hand_back, policy_version=runtime.policy.version)
     crash_point("before_commit")
     state = await runtime.writer.settle(settlement)
     crash_point("after_commit")

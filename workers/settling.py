@@ -23,7 +23,7 @@ from workers.writer import Settlement, printable
 _ATTEMPT_OF_ERROR = {Throttled: AttemptState.THROTTLED, Broken: AttemptState.BROKEN}
 
 
-def settlement_of(attempt: Attempt, *, hand_back: bool) -> Settlement:
+def settlement_of(attempt: Attempt, *, hand_back: bool, policy_version: str) -> Settlement:
     """The decision as a row: every decision is matched, so that a new one cannot be forgotten here."""
     decision = attempt.decision
     state, outcome, index, delay, uses, body = JobState.ROUTED, "retry", None, 0.0, 1, None
@@ -87,6 +87,7 @@ def settlement_of(attempt: Attempt, *, hand_back: bool) -> Settlement:
         list_usd=attempt.list_usd,
         uncached_usd=attempt.uncached_usd,
         price_version=PRICE_VERSION,
+        policy_version=policy_version,
     )
 
 

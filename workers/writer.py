@@ -70,6 +70,7 @@ class Settlement:
     list_usd: Decimal | None = None
     uncached_usd: Decimal | None = None
     price_version: str | None = None
+    policy_version: str | None = None
 
 
 class Writer:
@@ -192,6 +193,7 @@ def parameters(settlements: Sequence[Settlement]) -> dict[str, list[object]]:
         "lists": [s.list_usd for s in settlements],
         "uncacheds": [s.uncached_usd for s in settlements],
         "price_versions": [s.price_version for s in settlements],
+        "policies": [s.policy_version for s in settlements],
     }
 
 

@@ -54,12 +54,13 @@ async def _watch(request: Request) -> Watch:
     if "admin" not in principal.scopes:
         raise Refusal(Kind.PERMISSION, "the dashboard shows all tenants' work: it needs a key with the scope admin")
     state = request.app.state
+    gateway = state.gateway
     if not hasattr(state, "dashboard"):
-        gateway = state.gateway
         state.dashboard = Watch(
             gateway.client.ledger, gateway.client._redis, gateway.policy, gateway.settings.flower_public_url
         )
     watch: Watch = state.dashboard
+    watch.policy = gateway.policy
     return watch
 
 

@@ -37,7 +37,9 @@ class Watch:
     """One per gateway."""
 
     def __init__(self, ledger: Ledger, redis: Any, policy: Policy, flower: str | None = None) -> None:
-        self._ledger, self._redis, self._policy = ledger, redis, policy
+        self._ledger, self._redis = ledger, redis
+        self.policy = policy
+        """In force; replaced as a whole."""
         self._flower = flower
         self._lock = asyncio.Lock()
         self._seen: dict[str, Any] = {}
@@ -63,7 +65,7 @@ class Watch:
             return self._seen
 
     async def _read(self, hints: Hints) -> dict[str, Any]:
-        found = await read_overview(self._ask, hints, self._policy, CHANGES)
+        found = await read_overview(self._ask, hints, self.policy, CHANGES)
         for lane in found["lanes"]:
             breaker = hints.health.get(lane["lane"], {})
             since = breaker.get("out_since") or breaker.get("since") or 0
@@ -94,8 +96,8 @@ class Watch:
 
     async def _read_slow(self) -> dict[str, Any]:
         return {
-            "flagship": self._policy.flagship,
-            "policy": self._policy.version,
+            "flagship": self.policy.flagship,
+            "policy": self.policy.version,
             "hours": [dict(row) for row in await self._ask(tallies.SPEND_BY_HOUR, {"hours": 48})],
             "grades": {
                 row["intent"]: {"mean": row["mean"], "grades": row["grades"]} for row in await self._ask(oncall.GRADED)
@@ -107,7 +109,7 @@ class Watch:
 
     def _detours(self, rows: Sequence[Any]) -> list[dict[str, Any]]:
         """What going around outages cost, beside what the same tokens would have cost on the model that was out."""
-        prices, now = PriceBook(self._policy), datetime.now(UTC)
+        prices, now = PriceBook(self.policy), datetime.now(UTC)
         found = []
         for row in rows:
             mean = Usage(input_tokens=row["input_tokens"] or 0, output_tokens=row["output_tokens"] or 0)

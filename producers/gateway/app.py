@@ -5,14 +5,15 @@ A module of the API exports `routes`; `ROUTE_MODULES` is the whole table.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -59,13 +60,21 @@ _BARE: Final = re.compile(
 _KIND_OF_STATUS: Final = {404: Kind.NOT_FOUND, 405: Kind.METHOD, 413: Kind.TOO_LARGE}
 
 
+class PolicyNews(Protocol):
+    """Who looks at the policy file (workers/policywatch.py)."""
+
+    async def keep_looking(self, take: Callable[[Policy], None]) -> None:
+        """Until cancelled: hand each new policy to `take`, in this loop."""
+        ...
+
+
 @dataclass(slots=True)
 class Gateway:
     """What all routes share: `request.app.state.gateway`.
 
     Attributes:
         settings: Of this process.
-        policy: The routing policy: which models and intents exist.
+        policy: The routing policy in force: which models and intents exist.
         off: Providers whose lanes are off here.
         client: Connections to ledger, Redis and broker.
         is_development: On loopback: as long as there are no keys everybody is tenant `default`.
@@ -73,6 +82,7 @@ class Gateway:
         redis: For what waits for news of jobs.
         mailroom: Where the answers of this process's jobs come in.
         clerk: Carries batches through.
+        news: Tells of changes of the policy file; None = it is read once.
     """
 
     settings: Settings
@@ -80,6 +90,7 @@ class Gateway:
     off: frozenset[str]
     client: AsyncClient
     is_development: bool
+    news: PolicyNews | None = None
     keyring: KeyRing = field(init=False)
     redis: Redis = field(init=False)
     mailroom: Mailroom = field(init=False)
@@ -92,6 +103,10 @@ class Gateway:
         self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
         self.mailroom = Mailroom(self.client)
         self.clerk = Clerk(self.client, self.policy, self.off)
+
+    def take_policy(self, policy: Policy) -> None:
+        """Put a changed policy in force. Requests under way end as they began."""
+        self.policy = self.clerk.policy = policy
 
     @property
     def public_url(self) -> str:
@@ -109,7 +124,10 @@ def make_app(gateway: Gateway) -> ASGIApp:
         postman.start()
         gateway.clerk.start()
         gateway.mailroom.start(gateway.redis)
+        hearing = None if gateway.news is None else asyncio.create_task(gateway.news.keep_looking(gateway.take_policy))
         yield
+        if hearing is not None:
+            hearing.cancel()
         await postman.close()
         await gateway.clerk.close()
         await gateway.mailroom.close()

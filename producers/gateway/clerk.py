@@ -49,7 +49,9 @@ class Clerk:
     """One per gateway process."""
 
     def __init__(self, client: AsyncClient, policy: Policy, off: frozenset[str]) -> None:
-        self._client, self._policy, self._off = client, policy, off
+        self._client, self._off = client, off
+        self.policy = policy
+        """In force; replaced as a whole."""
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -214,7 +216,7 @@ class Clerk:
         if body.get("stream"):
             raise Refusal(Kind.INVALID, "a request of a batch cannot be streamed", param="stream")
         try:
-            job, _, _ = make_job(request, dialect, body, who, self._policy, self._off)
+            job, _, _ = make_job(request, dialect, body, who, self.policy, self._off)
             return job.model_copy(
                 update={
                     "priority": Priority.BATCH,

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from policies.policyfile import Policy
 from producers.gateway.address import networks
-from producers.gateway.app import Gateway, make_app
+from producers.gateway.app import Gateway, PolicyNews, make_app
 from waybill.client import AsyncClient
 from waybill.errors import ConfigError, LedgerUnavailable
 from waybill.ledger import keys
@@ -35,7 +35,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def make_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> Gateway:
+def make_gateway(settings: Settings, policy: Policy, off: frozenset[str], news: PolicyNews | None = None) -> Gateway:
     """The gateway as configured.
 
     Raises:
@@ -51,7 +51,7 @@ def make_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> Gat
     client = AsyncClient(
         settings.require_database_url(), settings.require_redis_url(), broker_url=settings.require_broker_url()
     )
-    return Gateway(settings, policy, off, client, is_development=is_private)
+    return Gateway(settings, policy, off, client, is_development=is_private, news=news)
 
 
 def _require_keys(settings: Settings) -> None:
@@ -75,14 +75,13 @@ def _require_keys(settings: Settings) -> None:
         raise ConfigError(f"{where} there are no keys; make one with `waybill keys create TENANT`, or use 127.0.0.1")
 
 
-def run_gateway(settings: Settings, policy: Policy, off: frozenset[str]) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+def run_gateway(settings: Settings, policy: Policy, off: frozenset[str], news: PolicyNews) -> None:
+    """Serve until SIGTERM or Ctrl-C. The caller has set logging up.
 
     Raises:
         ConfigError: It would be open to others, or the port is taken.
     """
-    gateway = make_gateway(settings, policy, off)
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    gateway = make_gateway(settings, policy, off, news)
     config = uvicorn.Config(
         make_app(gateway),
         host=settings.gateway_address,

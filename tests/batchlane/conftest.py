@@ -17,6 +17,7 @@ QUICK_TESTS = (
     "test_rows_that_expire",
     "test_a_job_that_runs_out_of_time",
     "test_a_batch_nobody_waits_for",
+    "test_status_lists",
     "test_why_shows",
     "test_r32_expiry_errors_reordering",
     "test_deadlines_are_met",

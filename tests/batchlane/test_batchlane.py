@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+from click.testing import CliRunner
+
 from tests.batchlane.stage import MODELS, Stage
+from waybill.cli import cli
 from waybill.ledger.engine import Ledger
 from waybill.ledger.story import read_story, tell
 
@@ -27,6 +32,26 @@ def test_jobs_with_a_day_cost_half_and_each_has_one_result(on: Stage) -> None:
     assert result.usd is not None
     models = on.rows("select part, count(*) as n from provider_batches group by 1 order by 1")
     assert [row["part"] for row in models] == ["", "gpt-6-luna"]
+
+
+def test_status_lists_the_batches_that_are_under_way(on: Stage) -> None:
+    def told(*options: str) -> str:
+        env = {"WAYBILL_DATABASE_URL": on.database_url, "WAYBILL_REDIS_URL": on.redis_url}
+        done = CliRunner(env=env).invoke(cli, ["status", *options])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    on.submit(4, models=MODELS[:1])
+    on.until_sent(4)
+    [batch] = json.loads(told("--json"))["batches"]
+    screen = told()
+    on.sandbox.advance(HOUR_S)
+    on.until_final()
+    on.until_books_closed()
+
+    assert (batch["provider"], batch["state"], batch["rows"], batch["open_rows"]) == ("anthropic", "sent", 4, 4)
+    assert batch["provider_id"] in screen
+    assert json.loads(told("--json"))["batches"] == []
 
 
 def test_rows_that_expire_or_fail_go_on_alone_and_what_was_done_is_kept(on: Stage) -> None:

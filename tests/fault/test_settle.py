@@ -103,6 +103,7 @@ async def test_a_settlement_under_way_is_the_only_one_whoever_cancels_the_attemp
     told = await asyncio.gather(running, return_exceptions=True)
 
     assert [one.state for one in writer.taken] == [JobState.SUCCEEDED]
+    assert writer.taken[0].policy_version == runtime.policy.version
     assert told
 
 

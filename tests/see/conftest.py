@@ -68,6 +68,7 @@ class Bench:
             "state": JobState.SUCCEEDED,
             "outcome": "accept",
             "reason": "a test",
+            "policy_version": "v7",
             "attempt_state": AttemptState.SUCCEEDED,
             "cost_usd": Decimal("0.001"),
             "cost_source": CostSource.USAGE,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from policies.policyfile import parse
+from producers.gateway.app import make_app
+from producers.gateway.serve import make_gateway
+from tests.see.conftest import Bench
+from waybill.settings import Settings
 from workers.policywatch import PolicyWatch
 from workers.runtime import SHIPPED_POLICY
 from workers.telemetry import take_counts
@@ -61,3 +67,36 @@ def test_a_file_that_is_gone_or_half_written_is_waited_for(path: Path) -> None:
 
     assert watch.look()
     assert watch.trouble is None
+
+
+def test_a_running_gateway_takes_a_changed_file_over(path: Path, database_url: str, redis_url: str) -> None:
+    watch = made(path)
+    settings = Settings.from_env({"WAYBILL_DATABASE_URL": database_url, "WAYBILL_REDIS_URL": redis_url})
+    gateway = make_gateway(settings, watch.policy, frozenset(), watch)
+    with TestClient(make_app(gateway)) as http:
+
+        def intents() -> set[str]:
+            return {model["id"] for model in http.get("/v1/models").json()["data"]}
+
+        assert "waybill/letters" not in intents()
+        path.write_text(path.read_text().replace("[intents.extraction]", "[intents.letters]", 1))
+        end = time.monotonic() + 60
+        while "waybill/letters" not in intents():
+            assert time.monotonic() < end, intents()
+            time.sleep(0.1)
+
+        assert "waybill/extraction" not in intents()
+        assert gateway.clerk.policy is gateway.policy
+        # The dashboard tells the version in force.
+        path.write_text(path.read_text().replace('version = "', 'version = "changed ', 1))
+        while not str(http.get("/dashboard/state").json()["policy"]).startswith("changed "):
+            assert time.monotonic() < end + 60
+            time.sleep(0.1)
+
+
+async def test_each_settlement_tells_the_policy_that_decided(bench: Bench) -> None:
+    await bench.settle(await bench.claimed())
+
+    rows = await bench.ledger.fetch("select outcome, policy_version from decisions order by id")
+
+    assert [(row["outcome"], row["policy_version"]) for row in rows] == [("route", "test"), ("accept", "v7")]

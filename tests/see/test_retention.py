@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from psycopg import sql
 from sqlalchemy import make_url
 
+from producers.gateway.batchlines import load_refusal
+from producers.gateway.errors import Kind
 from tests.see.conftest import Bench
 from waybill import Client, embedded
 from waybill.cli import cli
@@ -106,6 +108,54 @@ async def test_unfinished_jobs_keep_their_text_whatever_their_age(bench: Bench) 
     await bench.control.purge()
 
     assert len(await bench.ledger.fetch("select from payloads")) == 1
+
+
+async def ended_batch(bench: Bench, days: int) -> None:
+    """A client's batch of tenant acme that ended days ago, one of whose requests was refused, and a webhook that was told."""
+    await bench.ledger.fetch(
+        """
+        with run as (
+            insert into runs (id, tenant, name, fingerprint) values (gen_random_uuid(), 'acme', 'b', 'batch:b') returning id
+        ), made as (
+            insert into batches (id, tenant, dialect, endpoint, run_id, input_file_id, headers, metadata, expires_at, ended_at, status)
+            select 'batch_1', 'acme', 'openai', '/v1/responses', id, 'file-1', '{"x": "CANARY-HEADER"}', '{"y": "CANARY-METADATA"}',
+                   now(), now() - %(days)s * interval '1 day', 'completed' from run returning id
+        ), hook as (
+            insert into webhooks (id, tenant, url, events, description, secret)
+            values ('wh_1', 'acme', 'https://example.com', '{}', '', 's') returning id
+        ), told as (
+            insert into webhook_deliveries (id, webhook_id, event, subject, payload, state, created_at)
+            select 'msg_1', id, 'run.finished', 's', '{"name": "CANARY-DELIVERY"}', 'delivered',
+                   now() - %(days)s * interval '1 day' from hook
+        )
+        insert into batch_rows (batch_id, seq, custom_id, error)
+        select id, 0, 'row-0', '{"kind": "invalid", "message": "CANARY-ROW", "param": "CANARY-PARAM", "code": null}' from made
+        """,
+        {"days": days},
+    )
+
+
+async def test_what_was_said_of_batches_and_to_webhooks_goes_with_the_text(bench: Bench, database_url: str) -> None:
+    await ended_batch(bench, days=40)
+    await bench.ledger.fetch("insert into retention (tenant, days) values ('acme', 50)")
+    await bench.control.purge()
+    assert tables_with(database_url, "CANARY") == {"batches", "batch_rows"}, "deliveries are kept for a month at most"
+
+    await bench.ledger.fetch("update retention set days = 30")
+    await bench.control.purge()
+
+    assert tables_with(database_url, "CANARY") == set()
+    kept = await bench.ledger.fetch("select custom_id, error from batch_rows")
+    refusal = load_refusal(kept[0]["error"])
+    assert (kept[0]["custom_id"], refusal.kind, refusal.message) == ("row-0", Kind.INVALID, "(text deleted)")
+
+
+async def test_without_a_rule_batches_keep_their_words(bench: Bench, database_url: str) -> None:
+    await ended_batch(bench, days=400)
+
+    await bench.control.purge()
+
+    assert tables_with(database_url, "CANARY") == {"batches", "batch_rows"}
 
 
 async def test_a_tenants_data_is_deleted_on_request(

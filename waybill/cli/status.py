@@ -21,7 +21,7 @@ from waybill.settings import Settings
 @click.option("--watch", is_flag=True, help="Again and again until Ctrl-C.")
 @click.option("--every", type=click.FloatRange(min=0.2), default=2.0, show_default=True, help="Seconds, with --watch.")
 def status(as_json: bool, watch: bool, every: float) -> None:
-    """Lanes (breaker, headroom, in flight, 429s), intents (waiting, oldest, p95, USD/h), latest changes of route."""
+    """Lanes (breaker, headroom, in flight, 429s), intents (waiting, oldest, p95, USD/h), provider batches, latest changes of route."""
 
     async def work(desk: Desk) -> None:
         while True:
@@ -112,6 +112,24 @@ def screen(found: Mapping[str, Any]) -> str:
             for row in found["intents"]
         ],
     )]  # fmt: skip
+    if found["batches"]:
+        lines += ["", *_table(
+            ("batch", "provider", "state", "rows", "open", "hours"),
+            [
+                (
+                    batch["provider_id"] or batch["id"],
+                    f"{batch['provider']} {batch['model']}".rstrip(),
+                    f"{batch['state']}, cancelled" if batch["is_cancelled"] else batch["state"],
+                    batch["rows"],
+                    batch["open_rows"],
+                    f"{batch['age_s'] / 3600:.1f}",
+                )
+                for batch in found["batches"]
+            ],
+        )]  # fmt: skip
+        lines += [
+            f"  {batch['provider_id'] or batch['id']}: {batch['error']}" for batch in found["batches"] if batch["error"]
+        ]
     if found["route_changes"]:
         lines += ["", "latest changes of route"]
     lines += [

@@ -29,7 +29,6 @@ delete from files where id = %(id)s and tenant = %(tenant)s and is_complete and 
 returning id
 """
 PART: Final = "select body from file_parts where file_id = %(id)s and number = %(number)s"
-PURGE: Final = "delete from files where not is_complete and created_at < now() - interval '1 day'"
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 

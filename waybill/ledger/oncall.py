@@ -254,6 +254,14 @@ group by 1, 2, 3 order by 4 desc
 """
 """Jobs of the last hour that another model answered because theirs was out, among the latest 20,000 decisions."""
 
+OPEN_BATCHES: Final = """
+select b.id::text, b.provider, b.part as model, b.state, b.provider_id, b.rows,
+       (select count(*) from provider_batch_rows r where r.batch_id = b.id and r.state = 'open') as open_rows,
+       extract(epoch from now() - b.gathered_at)::float8 as age_s, b.cancel_at is not null as is_cancelled, b.error
+from provider_batches b where b.state <> 'ended' order by b.gathered_at limit %(limit)s
+"""
+"""Provider batches that are under way, the oldest first. Index provider_batches_open."""
+
 WAITING_FOR: Final = """
 select j.route -> j.route_index::int ->> 'model' as model, j.error_code as cause, count(*) as jobs
 from jobs j where j.state = 'parked' group by 1, 2 order by 3 desc

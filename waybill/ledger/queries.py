@@ -139,10 +139,10 @@ with input as (
         %(stops)s::text[], %(inputs)s::int[], %(outputs)s::int[], %(reads)s::int[], %(writes)s::int[],
         %(writes_1h)s::int[], %(thinking)s::int[], %(costs)s::numeric[], %(sources)s::text[], %(flagships)s::numeric[],
         %(lists)s::numeric[], %(uncacheds)s::numeric[],
-        %(price_versions)s::text[]
+        %(price_versions)s::text[], %(policies)s::text[]
     ) as t(id, token, number, state, route_index, delay_s, uses, code, error, body, outcome, reason, detail,
            attempt_state, first_token_s, served, request_id, stop, input, output, read, write, write_1h, thinking,
-           cost, source, flagship, list, uncached, price_version)
+           cost, source, flagship, list, uncached, price_version, policy)
 ), moved as (
     update jobs j set
         state = case when j.cancel_requested and i.state in ('routed', 'parked') then 'cancelled' else i.state end,
@@ -176,8 +176,8 @@ with input as (
     from input i left join moved m using (id)
     where a.job_id = i.id and a.number = i.number and a.state in ('started', 'unknown')
 ), noted as (
-    insert into decisions (job_id, attempt, outcome, reason, detail)
-    select i.id, i.number, i.outcome, i.reason, i.detail::jsonb from input i join moved using (id)
+    insert into decisions (job_id, attempt, outcome, reason, detail, policy_version)
+    select i.id, i.number, i.outcome, i.reason, i.detail::jsonb, i.policy from input i join moved using (id)
 )
 select m.id::text, m.state, exists (select from jobs w where w.waits_for = m.id and w.state = 'queued') as is_awaited
 from moved m

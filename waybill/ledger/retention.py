@@ -61,6 +61,44 @@ delete from files where id in (
 ) returning id
 """
 
+PURGE_BATCHES: Final = """
+with old as (
+    select b.id from batches b
+    left join retention own on own.tenant = b.tenant left join retention others on others.tenant = '*'
+    where b.ended_at < now() - coalesce(own.days, others.days) * interval '1 day'
+      and (b.metadata is not null or b.headers <> '{}'
+           or exists (select from batch_rows r where r.batch_id = b.id and r.error::jsonb ->> 'message' <> '(text deleted)'))
+    order by b.ended_at limit 10 for update of b skip locked
+), rows as (
+    -- The kind of the refusal stays: the batch's results can still be read.
+    update batch_rows r set error = (r.error::jsonb || '{"message": "(text deleted)", "param": null}')::text
+    where (r.batch_id, r.seq) in (
+        select t.batch_id, t.seq from batch_rows t join old on old.id = t.batch_id
+        where t.error::jsonb ->> 'message' <> '(text deleted)' limit %(limit)s)
+    returning r.seq
+), made as (
+    update batches b set metadata = null, headers = '{}' from old where b.id = old.id
+)
+select id from old
+"""
+"""Forget what clients said of up to ten batches, and the words of refused requests. The requests themselves are jobs."""
+
+PURGE_DELIVERIES: Final = """
+delete from webhook_deliveries where id in (
+    select d.id from webhook_deliveries d join webhooks w on w.id = d.webhook_id
+    left join retention own on own.tenant = w.tenant left join retention others on others.tenant = '*'
+    where d.state <> 'waiting'
+      -- Not within a day: what is looked for again (webhooks.FIND_NEWS) must not be told twice.
+      and d.created_at < now() - greatest(1, least(30, coalesce(own.days, others.days))) * interval '1 day'
+    order by d.created_at limit %(limit)s for update of d skip locked
+) returning id
+"""
+"""Webhooks' history is for finding faults: a month of it, less where the tenant's text is kept for less."""
+
+PURGE_BROKEN_UPLOADS: Final = (
+    "delete from files where not is_complete and created_at < now() - interval '1 day' returning id"
+)
+
 ERASE: Final = (
     """
 with chosen as (
@@ -83,7 +121,7 @@ with uploads as (
     delete from files where tenant = %(tenant)s and not exists (
         select from batches b where b.input_file_id = files.id and b.ended_at is null) returning id
 ), rows as (
-    update batch_rows r set error = null from batches b where b.id = r.batch_id and b.tenant = %(tenant)s
+    delete from batch_rows r using batches b where b.id = r.batch_id and b.tenant = %(tenant)s and b.ended_at is not null
 ), made as (
     update batches set metadata = null, headers = '{}' where tenant = %(tenant)s and ended_at is not null
 ), told as (

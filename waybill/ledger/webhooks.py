@@ -108,4 +108,3 @@ where id = %(id)s
 DISABLE: Final = """
 update webhooks set disabled_at = coalesce(disabled_at, now()), disabled_why = %(why)s where id = %(id)s
 """
-PURGE: Final = "delete from webhook_deliveries where state <> 'waiting' and created_at < now() - interval '30 days'"
