@@ -73,12 +73,11 @@ class Cascade:
     chosen: int | None
     unit_cost: float  # the flagship's mean cost on the training items
     unseen_scores: Floats  # pre-call scores of the training items, out of fold
+    as_chain: bool = False
 
     def moves(self, paid: Paid) -> tuple[Move, ...]:
         """Return the moves open after `paid`, in the order of `worth`."""
-        stops = tuple(Move("stop", model) for model in paid)
-        buys = tuple(Move("buy", model) for model in range(1, len(self.models)) if model not in paid)
-        return (Move("escalate", 0), *stops, *buys)
+        return open_moves(paid, len(self.models), as_chain=self.as_chain)
 
     def warm(self) -> Cascade:
         """Return the policy at its chosen price alone: what a dispatcher holds in memory.
@@ -91,7 +90,8 @@ class Cascade:
         head, width = 2 * len(self.models) - 1, len(self.settings)
         steps = {}
         for paid, step in self.steps.items():
-            going_on = [head + number * width + self.chosen for number in range(len(self.asked) - len(paid))]
+            nexts = len(_buyable(self.asked, paid, as_chain=self.as_chain))
+            going_on = [head + number * width + self.chosen for number in range(nexts)]
             steps[paid] = step.columns([*range(head), *going_on])
         return replace(self, steps=steps, settings=(self.settings[self.chosen],), chosen=0)
 
@@ -157,7 +157,7 @@ class Cascade:
         pool = len(self.models) - 1
         gains, costs, going_on = predicted[:, :pool], predicted[:, pool : 2 * pool + 1], predicted[:, 2 * pool + 1 :]
         rate = self.settings[setting].price / self.unit_cost
-        unpaid = [model for model in self.asked if model not in paid]
+        unpaid = _buyable(self.asked, paid, as_chain=self.as_chain)
         columns = []
         for move in self.moves(paid):
             if move.kind == "escalate":
@@ -172,12 +172,33 @@ class Cascade:
         return np.column_stack(columns)
 
 
-def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[float] = PRICES) -> Cascade:
+def open_moves(paid: Paid, models: int, *, as_chain: bool) -> tuple[Move, ...]:
+    """Return the moves open after `paid`: escalate, stop with an answer, buy one.
+
+    Args:
+        models: How many there are, the flagship counted in.
+        as_chain: A chain: only models after the last one paid for may be bought, and only its answer may be kept.
+    """
+    stops = paid[-1:] if as_chain else paid
+    buys = _buyable(range(1, models), paid, as_chain=as_chain)
+    return (Move("escalate", 0), *(Move("stop", model) for model in stops), *(Move("buy", model) for model in buys))
+
+
+def _buyable(models: Sequence[int], paid: Paid, *, as_chain: bool) -> list[int]:
+    last = paid[-1] if as_chain and paid else 0
+    return [model for model in models if model not in paid and model > last]
+
+
+def fit_cascade(
+    train: Outcomes, *, target: float, seed: int, prices: Sequence[float] = PRICES, as_chain: bool = False
+) -> Cascade:
     """Fit the policy on paired outcomes.
 
     Args:
         target: Share of the flagship's mean score to be kept, such as 0.99.
         seed: Of folds and trees; the same seed and outcomes give the same policy.
+        as_chain: As the fleet plays it: the pool is asked in this order, the last answer alone may be kept (`open_moves`), and
+            no move is read from what a call cost, which depends on its lane.
     """
     folds = [draw_folds(train.prompts, count=FOLDS, seed=seed + repeat) for repeat in range(REPEATS)]
     gains = train.relative()
@@ -185,15 +206,15 @@ def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[f
     asked = _asked(train)
     states: list[Paid] = [paid for size in range(len(asked) + 1) for paid in combinations(asked, size)]
     evidence = gather(train.prompts, train.intents, train.answers, train.costs, precall=precall, scores=unseen)
-    knowledge = settle_knowledge(train, evidence, precall, states)
+    knowledge = settle_knowledge(train, evidence, precall, states, metered=not as_chain)
     smoothers = {
         paid: Smoother(knowledge.rows(evidence, paid), shape_by=gains, folds=folds, seed=seed)
         for paid in sorted(states, key=len, reverse=True)
     }
     # First without a price of doubt; the margin of what was chosen then sets that price.
-    _, careless = _plan(train, asked, smoothers, prices, doubt=0.0)
+    _, careless = _plan(train, asked, smoothers, prices, doubt=0.0, as_chain=as_chain)
     doubt = _price_of_doubt(careless, target, flagship=float(train.scores[:, 0].mean()))
-    wanted, settings = _plan(train, asked, smoothers, prices, doubt=doubt)
+    wanted, settings = _plan(train, asked, smoothers, prices, doubt=doubt, as_chain=as_chain)
     return Cascade(
         models=train.models,
         asked=asked,
@@ -203,6 +224,7 @@ def fit_cascade(train: Outcomes, *, target: float, seed: int, prices: Sequence[f
         chosen=choose_setting(settings, target),
         unit_cost=float(train.costs[:, 0].mean()),
         unseen_scores=unseen,
+        as_chain=as_chain,
     )
 
 
@@ -233,7 +255,13 @@ def _price_of_doubt(settings: Sequence[Setting], target: float, *, flagship: flo
 
 
 def _plan(
-    train: Outcomes, asked: tuple[int, ...], smoothers: dict[Paid, Smoother], prices: Sequence[float], *, doubt: float
+    train: Outcomes,
+    asked: tuple[int, ...],
+    smoothers: dict[Paid, Smoother],
+    prices: Sequence[float],
+    *,
+    doubt: float,
+    as_chain: bool,
 ) -> tuple[dict[Paid, Floats], tuple[Setting, ...]]:
     """Return what each state's smoother has to predict, and what the policy did at each price, out of fold.
 
@@ -246,10 +274,11 @@ def _plan(
     # In the end `after[()]` holds, per price, what the policy earned and paid on each training item, out of fold.
     after: dict[Paid, _Value] = {}
     for paid, smoother in smoothers.items():
-        unpaid = [model for model in asked if model not in paid]
+        unpaid = _buyable(asked, paid, as_chain=as_chain)
         worths = [after[_with(paid, model)].worth for model in unpaid]
         wanted[paid] = np.hstack([gains - doubt * gains**2, train.costs, *worths])
-        after[paid] = _back_up(train, paid, asked, smoother.unseen(wanted[paid]), rates, after)
+        predicted = smoother.unseen(wanted[paid])
+        after[paid] = _back_up(train, paid, asked, predicted, rates, after, as_chain=as_chain)
     value = after[()]
     return wanted, tuple(
         Setting(
@@ -271,7 +300,14 @@ class _Value:
 
 
 def _back_up(
-    train: Outcomes, paid: Paid, asked: tuple[int, ...], predicted: Floats, rates: Floats, after: dict[Paid, _Value]
+    train: Outcomes,
+    paid: Paid,
+    asked: tuple[int, ...],
+    predicted: Floats,
+    rates: Floats,
+    after: dict[Paid, _Value],
+    *,
+    as_chain: bool,
 ) -> _Value:
     """Return the value of a state from the out-of-fold predictions of its moves."""
     pool = len(train.models) - 1
@@ -279,16 +315,17 @@ def _back_up(
     count, width = len(train), len(rates)
     true_gains = train.relative()
     nothing = np.zeros((count, width))
-    worths = [-rates * costs[:, [0]]]
-    brought = [(nothing, nothing + train.costs[:, [0]])]
-    for model in paid:
-        worths.append(nothing + gains[:, [model - 1]])
-        brought.append((nothing + true_gains[:, [model - 1]], nothing))
-    unpaid = [model for model in asked if model not in paid]
-    for model in range(1, pool + 1):
-        if model in paid:
-            continue
-        if model in unpaid:
+    worths, brought = [], []
+    unpaid = _buyable(asked, paid, as_chain=as_chain)
+    for move in open_moves(paid, pool + 1, as_chain=as_chain):
+        model = move.model
+        if move.kind == "escalate":
+            worths.append(-rates * costs[:, [0]])
+            brought.append((nothing, nothing + train.costs[:, [0]]))
+        elif move.kind == "stop":
+            worths.append(nothing + gains[:, [model - 1]])
+            brought.append((nothing + true_gains[:, [model - 1]], nothing))
+        elif model in unpaid:
             start = 2 * pool + 1 + unpaid.index(model) * width
             worths.append(predicted[:, start : start + width] - rates * costs[:, [model]])
             later = after[_with(paid, model)]

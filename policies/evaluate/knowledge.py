@@ -129,13 +129,21 @@ def gather(
     )
 
 
-def settle_knowledge(train: Outcomes, evidence: Evidence, precall: Precall, states: Sequence[Paid]) -> Knowledge:
-    """Fix the scales of every state's rows on the training items."""
+def settle_knowledge(
+    train: Outcomes, evidence: Evidence, precall: Precall, states: Sequence[Paid], *, metered: bool
+) -> Knowledge:
+    """Fix the scales of every state's rows on the training items.
+
+    Args:
+        metered: Whether the cost of a paid call is read.
+    """
     knowledge = Knowledge(
         precall=precall,
         answered=answered_models(train),
         metered=frozenset(
-            m for m in range(len(train.models)) if np.ptp(train.costs[:, m]) > 1e-3 * train.costs[:, m].mean()
+            m
+            for m in range(len(train.models))
+            if metered and np.ptp(train.costs[:, m]) > 1e-3 * train.costs[:, m].mean()
         ),
         centre={},
         spread={},

@@ -6,6 +6,7 @@ wrong is refused here, in one line that names the thing. Reading files is the ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,16 @@ def pair_outcomes(
         tagged: False replaces every intent by `NO_INTENT`.
 
     Raises:
-        BadOutcomes: A column or model is missing, rows contradict each other, values are out of range, or nothing is left.
+        BadOutcomes: A column or model is missing, rows contradict each other (the same row twice counts once), values are out
+            of range, or nothing is left.
     """
     pool = tuple(dict.fromkeys(pool))
     if not pool:
         raise BadOutcomes("--pool is empty: name at least one model beside the flagship")
     if flagship in pool:
         raise BadOutcomes(f"--pool names the flagship {flagship}: list only the models beside it")
+    if not tagged and "intent" not in columns and "model" in columns:
+        columns = {**columns, "intent": [None] * len(columns["model"])}
     _check_columns(columns, name)
     models = (flagship, *pool)
     present = dict.fromkeys(str(model) for model in columns["model"])
@@ -131,16 +135,14 @@ def gradable(columns: Mapping[str, Sequence[Any]], *, name: str) -> list[GradedR
     for item, intent, model, score, cost in zip(*(columns[column] for column in needed), costs, strict=True):
         if score is None:
             continue
-        value, usd = float(score), None if cost is None else float(cost)
-        if not 0.0 <= value <= 1.0:
-            raise BadOutcomes(f"{name}: item {item}, model {model}: score {value:g} is outside 0..1")
-        if usd is not None and not 0.0 <= usd < float("inf"):
-            raise BadOutcomes(f"{name}: item {item}, model {model}: cost_usd {usd:g} is not a price")
+        where = f"{name}: item {item}, model {model}"
         if item is None or intent is None or model is None:
-            raise BadOutcomes(f"{name}: item {item}, model {model}: item_id, intent and model must not be null")
-        if (str(item), str(model)) in rows:
+            raise BadOutcomes(f"{where}: item_id, intent and model must not be null")
+        row = GradedRow(
+            str(item), str(intent), str(model), _score(score, where), None if cost is None else _price(cost, where)
+        )
+        if rows.setdefault((row.item, row.model), row) != row:
             raise BadOutcomes(f"{name}: item {item} has two outcomes of {model}; keep one row per item and model")
-        rows[str(item), str(model)] = GradedRow(str(item), str(intent), str(model), value, usd)
     if not rows:
         raise BadOutcomes(f"{name}: no labels (every score is null); record or judge the answers first")
     return list(rows.values())
@@ -149,6 +151,30 @@ def gradable(columns: Mapping[str, Sequence[Any]], *, name: str) -> list[GradedR
 def unknown_columns(columns: Mapping[str, object]) -> list[str]:
     """Return the columns that the long format does not have."""
     return [column for column in columns if column not in REQUIRED + OPTIONAL]
+
+
+def _score(value: object, where: str) -> float:
+    score = _number(value, "score", where)
+    if not 0.0 <= score <= 1.0:
+        hint = "; write null where an answer was not judged" if math.isnan(score) else ""
+        raise BadOutcomes(f"{where}: score {score:g} is outside 0..1{hint}")
+    return score
+
+
+def _price(value: object, where: str) -> float:
+    price = _number(value, "cost_usd", where)
+    if not 0.0 <= price < math.inf:
+        hint = "; write null where it is not known" if math.isnan(price) else ""
+        raise BadOutcomes(f"{where}: cost_usd {price:g} is not a price{hint}")
+    return price
+
+
+def _number(value: object, column: str, where: str) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # a Parquet column may hold anything
+    except (TypeError, ValueError):
+        shown = " ".join(str(value).split())[:40]
+        raise BadOutcomes(f"{where}: {column} {shown!r} is not a number") from None
 
 
 def check_trainable(train: Outcomes, name: str) -> None:
@@ -162,9 +188,19 @@ def check_trainable(train: Outcomes, name: str) -> None:
         raise BadOutcomes(
             f"{name}: every score is {value:g} (one class only); add items which some model gets wrong and some right"
         )
-    if train.scores[:, 0].mean() <= 0:
+    check_measurable(train, name)
+
+
+def check_measurable(outcomes: Outcomes, name: str) -> None:
+    """Refuse outcomes beside which nothing can be measured.
+
+    Raises:
+        BadOutcomes: The flagship scores zero throughout, so that no ratio exists.
+    """
+    if outcomes.scores[:, 0].mean() <= 0:
         raise BadOutcomes(
-            f"{name}: flagship {train.flagship} scores 0 on every item, so no quality ratio exists; choose another flagship"
+            f"{name}: flagship {outcomes.flagship} scores 0 on every item, so no quality ratio exists;"
+            " choose another flagship"
         )
 
 
@@ -173,6 +209,8 @@ def _check_columns(columns: Mapping[str, Sequence[Any]], name: str) -> None:
     if missing:
         extra = unknown_columns(columns)
         tail = f"; unknown columns: {', '.join(extra)}" if extra else ""
+        if missing == ["intent"]:
+            tail += "; add --no-intent to do without"
         raise BadOutcomes(
             f"{name}: missing columns: {', '.join(missing)}{tail}; needed: {', '.join(REQUIRED + OPTIONAL)}"
         )
@@ -190,22 +228,19 @@ def _pair(columns: Mapping[str, Sequence[Any]], models: tuple[str, ...], name: s
     ):
         if model not in place:
             continue
-        if prompt is None:
-            raise BadOutcomes(f"{name}: item {item}: prompt is null")
+        if item is None or prompt is None:
+            raise BadOutcomes(f"{name}: item {item}: {'item_id' if item is None else 'prompt'} is null")
         head = (str(intent) if tagged and intent is not None else NO_INTENT, str(prompt))
         if heads.setdefault(str(item), head) != head:
             raise BadOutcomes(f"{name}: item {item} has two prompts or intents; item_id must be unique for each prompt")
         cells = rows.setdefault(str(item), [None] * len(models))
         if score is None or cost is None:
             continue
-        value, price = float(score), float(cost)
-        if not 0.0 <= value <= 1.0:
-            raise BadOutcomes(f"{name}: item {item}, model {model}: score {value:g} is outside 0..1")
-        if not 0.0 <= price < float("inf"):
-            raise BadOutcomes(f"{name}: item {item}, model {model}: cost_usd {price:g} is not a price")
-        if cells[place[model]] is not None:
+        where = f"{name}: item {item}, model {model}"
+        cell = (_score(score, where), _price(cost, where), None if answer is None else str(answer))
+        if cells[place[model]] not in (None, cell):
             raise BadOutcomes(f"{name}: item {item} has two outcomes of {model}; keep one row per item and model")
-        cells[place[model]] = (value, price, None if answer is None else str(answer))
+        cells[place[model]] = cell
     whole = {item: [cell for cell in cells if cell is not None] for item, cells in rows.items()}
     kept = [item for item, cells in whole.items() if len(cells) == len(models)]
     if not kept:

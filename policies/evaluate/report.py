@@ -11,7 +11,7 @@ from policies.evaluate.baselines import Measured, measure, measure_baselines, me
 from policies.evaluate.bounds import Quality, labels_lacking, paired_quality
 from policies.evaluate.cascade import Cascade, Played, fit_cascade
 from policies.evaluate.curves import PairMeasures, measure_pair
-from policies.evaluate.outcomes import NO_INTENT, BadOutcomes, Outcomes, check_trainable
+from policies.evaluate.outcomes import NO_INTENT, BadOutcomes, Outcomes, check_measurable, check_trainable
 
 # Below this many paired items five folds hold too few to fit anything; the message then asks for labels instead.
 FEWEST_ITEMS = 40
@@ -41,14 +41,17 @@ class Report:
     lacking: dict[str, tuple[int, int | None]]
 
 
-def evaluate(train: Outcomes, test: Outcomes, *, target: float, seed: int, name: str) -> Report:
+def evaluate(
+    train: Outcomes, test: Outcomes, *, target: float, seed: int, name: str, test_name: str, as_chain: bool = False
+) -> Report:
     """Fit on `train` only and measure on `test`, whose scores are used for nothing but measuring.
 
     Args:
-        name: What messages call the training outcomes.
+        name, test_name: What messages call the training and the test outcomes.
+        as_chain: The pool is a chain, see `open_moves`.
 
     Raises:
-        BadOutcomes: Nothing can be fitted, or the target lies above what any plan showed out of fold.
+        BadOutcomes: Nothing can be fitted or measured, or the target lies above what any plan showed out of fold.
     """
     if len(train) < FEWEST_ITEMS:
         counts = Counter(train.intents)
@@ -58,8 +61,14 @@ def evaluate(train: Outcomes, test: Outcomes, *, target: float, seed: int, name:
         raise BadOutcomes(
             f"{name}: {len(train)} labelled items cannot show {target:g}; at least {FEWEST_ITEMS} per intent: {each}"
         )
+    distinct = len(set(train.prompts))
+    if distinct < FEWEST_ITEMS:
+        raise BadOutcomes(
+            f"{name}: only {distinct} different prompts among {len(train)} items; at least {FEWEST_ITEMS} are needed"
+        )
     check_trainable(train, name)
-    cascade = fit_cascade(train, target=target, seed=seed)
+    check_measurable(test, test_name)
+    cascade = fit_cascade(train, target=target, seed=seed, as_chain=as_chain)
     if cascade.chosen is None and target > 1:
         raise BadOutcomes(f"{name}: {_unreachable(train, cascade, target)}")
     played = cascade.play_all(test, [cascade.chosen, *range(len(cascade.settings))])

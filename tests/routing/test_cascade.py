@@ -93,7 +93,7 @@ def test_no_setting_plays_the_flagship(cascade: Cascade, test: Outcomes) -> None
 
 
 def test_a_report_compares_with_the_plain_ways(train: Outcomes, test: Outcomes) -> None:
-    report = evaluate(train, test, target=0.99, seed=0, name="a.parquet")
+    report = evaluate(train, test, target=0.99, seed=0, name="a.parquet", test_name="b.parquet")
 
     assert set(report.baselines) == {"always_flagship", "best_single_model", "static_table", "oracle"}
     assert report.baselines["always_flagship"].saving == 0
@@ -106,7 +106,7 @@ def test_a_report_compares_with_the_plain_ways(train: Outcomes, test: Outcomes) 
 def test_one_pool_model_is_measured_as_a_pair(invented: Callable[..., Columns]) -> None:
     train, test = (_outcomes(invented(300, seed=seed), pool=("small",)) for seed in (1, 2))
 
-    report = evaluate(train, test, target=0.9, seed=0, name="a.parquet")
+    report = evaluate(train, test, target=0.9, seed=0, name="a.parquet", test_name="b.parquet")
 
     assert report.pair is not None
     assert report.pair.apgr is not None
@@ -117,7 +117,7 @@ def test_too_few_labels_are_counted_by_intent(invented: Callable[..., Columns]) 
     few = _outcomes(invented(20))
 
     with pytest.raises(BadOutcomes, match=r"20 labelled items cannot show 0\.99.*easy has \d+, lacks \d+"):
-        evaluate(few, few, target=0.99, seed=0, name="a.parquet")
+        evaluate(few, few, target=0.99, seed=0, name="a.parquet", test_name="b.parquet")
 
 
 def test_when_nothing_is_shown_the_flagship_does_all_and_the_lack_is_told(invented: Callable[..., Columns]) -> None:
@@ -128,7 +128,7 @@ def test_when_nothing_is_shown_the_flagship_does_all_and_the_lack_is_told(invent
     ]  # cheap models are a coin
     poor = _outcomes(columns)
 
-    report = evaluate(poor, poor, target=0.99, seed=0, name="a.parquet")
+    report = evaluate(poor, poor, target=0.99, seed=0, name="a.parquet", test_name="b.parquet")
 
     assert (report.measured.quality_ratio, report.measured.saving) == (1.0, 0.0)
     assert set(report.lacking) == {"easy", "hard"}
@@ -137,7 +137,7 @@ def test_when_nothing_is_shown_the_flagship_does_all_and_the_lack_is_told(invent
 
 def test_a_target_above_anything_shown_is_refused(train: Outcomes) -> None:
     with pytest.raises(BadOutcomes, match=r"target 1\.5 is out of reach.*hard has \d+ labels"):
-        evaluate(train, train, target=1.5, seed=0, name="a.parquet")
+        evaluate(train, train, target=1.5, seed=0, name="a.parquet", test_name="b.parquet")
 
 
 def test_costs_that_vary_are_predicted_not_peeked_at(train: Outcomes, test: Outcomes) -> None:

@@ -71,9 +71,41 @@ def test_a_value_out_of_range_is_named(invented: Callable[..., Columns], column:
 
 def test_two_outcomes_of_one_model_are_refused(invented: Callable[..., Columns]) -> None:
     columns = {name: values + values[:1] for name, values in invented(5).items()}
+    columns["score"][-1] = 1 - columns["score"][0]
 
     with pytest.raises(BadOutcomes, match="item i0 has two outcomes of big"):
         _pair(columns)
+
+
+def test_the_same_row_twice_counts_once(invented: Callable[..., Columns]) -> None:
+    columns = {name: values + values[:7] for name, values in invented(5).items()}
+
+    assert len(_pair(columns)) == 5
+
+
+def test_a_score_in_words_is_named(invented: Callable[..., Columns]) -> None:
+    columns = invented(5)
+    columns["score"][2] = "good"
+
+    with pytest.raises(BadOutcomes, match="item i0, model tiny: score 'good' is not a number"):
+        _pair(columns)
+
+
+def test_a_score_that_is_no_number_says_how_a_missing_label_is_written(invented: Callable[..., Columns]) -> None:
+    columns = invented(5)
+    columns["score"][0] = float("nan")
+
+    with pytest.raises(BadOutcomes, match=r"score nan is outside 0\.\.1; write null where an answer was not judged"):
+        _pair(columns)
+
+
+def test_tags_are_needed_only_where_they_are_used(invented: Callable[..., Columns]) -> None:
+    columns = invented(20)
+    del columns["intent"]
+
+    with pytest.raises(BadOutcomes, match="missing columns: intent; add --no-intent to do without"):
+        _pair(columns)
+    assert set(_pair(columns, tagged=False).intents) == {NO_INTENT}
 
 
 def test_no_labels_are_said_to_be_none(invented: Callable[..., Columns]) -> None:

@@ -84,6 +84,11 @@ def test_bad_input_is_one_line(tmp_path: Path, invented: Callable[..., Columns])
     few = _write(tmp_path / "few.parquet", invented(10))
     text = tmp_path / "text.parquet"
     text.write_text("item_id,score")
+    nothing = _write(
+        tmp_path / "nothing.parquet",
+        {**columns, "score": [0.0 if model == "big" else 1.0 for model in columns["model"]]},
+    )
+    alike = _write(tmp_path / "alike.parquet", {**columns, "prompt": ["the same"] * 180})
 
     _refused(_evaluate(renamed, good), "renamed.parquet: missing columns: score; unknown columns: grade")
     _refused(_evaluate(good, good, flagship="huge"), "good.parquet: flagship huge has no outcomes")
@@ -91,11 +96,24 @@ def test_bad_input_is_one_line(tmp_path: Path, invented: Callable[..., Columns])
     _refused(_evaluate(same, good), "same.parquet: every score is 1 (one class only)")
     _refused(_evaluate(unlabelled, good), "none.parquet: flagship big has no labels")
     _refused(_evaluate(few, good), "few.parquet: 10 labelled items cannot show 0.99")
+    _refused(_evaluate(good, nothing), "nothing.parquet: flagship big scores 0 on every item")
+    _refused(_evaluate(alike, good), "alike.parquet: only 1 different prompts among 60 items")
     _refused(_evaluate(text, good), "text.parquet is not a readable Parquet file")
     _refused(_evaluate(good, good, "--target", "99"), "--target 99 is not a share")
     _refused(_evaluate(good, good, "--plot", str(tmp_path / "o.pdf")), "o.pdf")
     _refused(_evaluate(good, good, "--target", "1.4"), "is out of reach")
     _refused(_evaluate(good, good, "--json", str(tmp_path / "absent" / "o.json")), "cannot write")
+
+
+def test_one_item_is_measured_without_an_error_bar(tmp_path: Path, invented: Callable[..., Columns]) -> None:
+    train = _write(tmp_path / "a.parquet", invented(100))
+    one = _write(tmp_path / "b.parquet", {name: values[:3] for name, values in invented(1).items()})
+
+    result = _evaluate(train, one, "--json", str(tmp_path / "o.json"))
+
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads((tmp_path / "o.json").read_text())
+    assert (figures["test_items"], figures["quality_standard_error"]) == (1, None)
 
 
 def test_intents_writes_figures_and_a_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Reads and writes the files and prints; every figure is made in `policies/evaluat
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,10 @@ def policy() -> None:
 @click.option("--pool", required=True, help="Models beside the flagship, separated by commas.")
 @click.option("--target", default=0.99, show_default=True, type=float, help="Share of the flagship's quality to keep.")
 @click.option("--no-intent", is_flag=True, help="Hide the intent tag.")
-@click.option("--seed", default=0, show_default=True, type=int, help="Of folds and trees.")
+@click.option(
+    "--as-chain", is_flag=True, help="Ask the pool in this order and keep the last answer: what the fleet does."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of folds and trees.")
 @click.option("--json", "json_path", type=_NEW, help="Write all figures here.")
 @click.option("--plot", "plot_path", type=_NEW, help="Write the cost-quality curve here (.html or .svg).")
 def evaluate(
@@ -57,6 +61,7 @@ def evaluate(
     pool: str,
     target: float,
     no_intent: bool,
+    as_chain: bool,
     seed: int,
     json_path: Path | None,
     plot_path: Path | None,
@@ -81,7 +86,9 @@ def evaluate(
             pair_outcomes(columns[path], flagship=flagship.strip(), pool=names, name=path.name, tagged=not no_intent)
             for path in (train_path, test_path)
         )
-        report = run(train, test, target=target, seed=seed, name=train_path.name)
+        report = run(
+            train, test, target=target, seed=seed, name=train_path.name, test_name=test_path.name, as_chain=as_chain
+        )
     except BadOutcomes as exc:
         raise BadInput(str(exc)) from None
     for path, paired in ((train_path, train), (test_path, test)):
@@ -290,9 +297,9 @@ def _report_dict(report: Report) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN (the ratio to a flagship that scored 0) by null: NaN is not JSON."""
+    """Replace what is not JSON by null: NaN (the ratio to a flagship that scored 0), infinity (the error of one item)."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
