@@ -31,7 +31,8 @@ class Request:
         payload_bytes: UTF-8 bytes of the prompt texts.
         model: Pinned model or None.
         local_only: The text must not leave the local lane.
-        needs: `json_schema` and `labels`, where the answer must have a form; `tools`, `vision`; `only:PROVIDER`.
+        needs: `json_schema` and `labels`, where the answer must have a form; `tools`, `vision`; `only:PROVIDER`;
+            `live:PROVIDER`: no row of that provider's batches.
         max_output_tokens: As the job asks, or None.
         slack_s: Seconds to the deadline, or None.
         priority: `hi` or `lo`.
@@ -290,6 +291,8 @@ def _cheaper(
     for service in policy.lanes.services:
         lane = replace(candidate, service=service)
         if service not in model.services or service in snapshot.off or snapshot.outage(lane) is not None:
+            continue
+        if service == BATCH_SERVICE and f"live:{model.provider}" in request.needs:
             continue
         usd = prices.cost(model.id, service, usage, snapshot.now)
         if usd is not None:

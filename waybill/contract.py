@@ -185,7 +185,8 @@ class Wire(BaseModel):
         dialect: Of the body, and of the answer.
         body: The request without Waybill's own options.
         text_bytes: What token estimates start from: its text, attachments at a flat size.
-        needs: Capabilities a model must have (`tools`, `vision`), and `only:PROVIDER` where nobody else can take it.
+        needs: Capabilities a model must have (`tools`, `vision`), `only:PROVIDER` where nobody else can take it, and
+            `live:PROVIDER` where that one takes it in a call but not as a row of a batch.
         version: Anthropic's API version as the client sent it, where it is one we know.
         betas: Anthropic's beta features as the client sent them, those that we let through.
         drop: Parameters that may be left out where a lane does not take them; the client said so.
@@ -335,8 +336,10 @@ class Job(BaseModel):
     @property
     def due_s(self) -> float | None:
         """Seconds from submission in which the answer is wanted; None = as soon as may be."""
-        if self.stream or self.wire is not None or self.latency == "interactive":
+        if self.stream or self.latency == "interactive":
             return None
+        if self.wire is not None and self.priority is not Priority.BATCH:
+            return None  # its client waits on an open connection
         wish = LATENCY_S[self.latency] if self.latency is not None else None
         if wish is not None:
             return wish if self.deadline_s is None else min(wish, self.deadline_s)

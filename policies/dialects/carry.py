@@ -78,7 +78,7 @@ class Wanted:
         stream: Whether it wants a stream.
         max_output_tokens: Its limit, None when not given.
         json_schema: The schema its answer must fit.
-        needs: Capabilities and providers, for the router (`tools`, `vision`, `only:openai`, ...).
+        needs: Capabilities and providers, for the router (`tools`, `vision`, `only:openai`, `live:openai`, ...).
         text_bytes: UTF-8 bytes of everything but attachments, plus 4,000 for each of those.
         obstacles: Why a provider cannot take it, by provider.
     """
@@ -137,6 +137,8 @@ def wanted(dialect: Dialect, body: Mapping[str, Any]) -> Wanted:
         needs.append("tools")
     if sees:
         needs.append("vision")
+    if dialect == "responses":
+        needs.append("live:openai")  # the rows of an OpenAI batch all go to one endpoint, and ours to Chat Completions
     return Wanted(
         model=model,
         stream=stream is True,
@@ -287,7 +289,7 @@ def _native(
         return {name: value for name, value in sent.items() if value is not None}
     if dialect == "responses":
         sent["store"] = False
-    if sent.get("service_tier") in (None, "auto"):
+    if service == "flex" or sent.get("service_tier") in (None, "auto"):
         # Said outright: `auto` would let a project's setting choose a tier with another price than was counted on.
         sent["service_tier"] = "flex" if service == "flex" else "default"
     return sent

@@ -89,13 +89,14 @@ def make_job(
             check_schema(asked.json_schema)
         except ValueError as exc:
             raise Refusal(Kind.INVALID, f"the schema {exc}", param=SCHEMA_PARAMS[dialect]) from None
+    betas = _betas(request) if dialect == "messages" else ()
     wire = Wire(
         dialect=dialect,
         body=body,
         text_bytes=asked.text_bytes,
-        needs=asked.needs,
+        needs=(*asked.needs, "live:anthropic") if betas else asked.needs,  # a header, and the rows of a batch share one
         version=version if (version := request.headers.get("anthropic-version")) in _VERSIONS else None,
-        betas=_betas(request) if dialect == "messages" else (),
+        betas=betas,
         drop=options.drop,
         restart=options.restart,
     )

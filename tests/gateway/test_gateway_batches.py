@@ -159,6 +159,46 @@ def test_message_batches_from_create_to_results(claude: anthropic.Anthropic, gat
         claude.messages.batches.retrieve(batch.id)
 
 
+def test_rows_cost_half_on_whichever_batch_or_flex_lane_they_are_done(
+    gpt: openai.OpenAI, claude: anthropic.Anthropic, ledger: Ledger
+) -> None:
+    tools: Any = [{"name": "weather", "description": "Of a city.", "input_schema": {"type": "object"}}]
+    params: Any = {"max_tokens": 500, "messages": [{"role": "user", "content": "Half the price, please."}]}
+    messages = claude.messages.batches.create(
+        requests=[
+            {"custom_id": "own", "params": {**params, "model": "claude-haiku-5-5"}},
+            {
+                "custom_id": "tool",
+                "params": {**params, "model": "claude-haiku-5-5", "tools": tools, "tool_choice": {"type": "any"}},
+            },
+            {"custom_id": "crossed", "params": {**params, "model": "gpt-6-luna"}},
+        ]
+    )
+    chats = submit(gpt, lines(chat_row("own", max_completion_tokens=99), chat_row("crossed", "claude-haiku-5-5")))
+    row = {"method": "POST", "url": "/v1/responses", "body": {"model": "gpt-6-luna", "input": "Half, please."}}
+    responses = submit(gpt, lines({"custom_id": "own", **row}), "/v1/responses")
+
+    until(lambda: claude.messages.batches.retrieve(messages.id), lambda b: b.processing_status == "ended")
+    done = [ended(gpt, one.id) for one in (chats, responses)]
+
+    results: Any = {row.custom_id: row.result for row in claude.messages.batches.results(messages.id)}
+    assert {name: result.type for name, result in results.items()} == dict.fromkeys(
+        ("own", "tool", "crossed"), "succeeded"
+    )
+    assert results["tool"].message.content[-1].type == "tool_use"
+    assert [one.request_counts.completed for one in done] == [2, 1]
+    lanes = ledger.rows(
+        """select r.custom_id, a.provider, a.service, a.cost_usd / a.list_usd from batch_rows r
+           join batches b on b.id = r.batch_id join jobs j on j.run_id = b.run_id and j.seq = r.seq
+           join attempts a on a.job_id = j.id where b.id = any(%s)""",
+        [messages.id, chats.id, responses.id],
+    )
+    assert len(lanes) == 6
+    assert {service for _, _, service, _ in lanes} <= {"batch", "flex"}
+    assert {(provider, service) for _, provider, service, _ in lanes} >= {("anthropic", "batch")}
+    assert all(abs(float(ratio) - 0.5) < 0.01 for *_, ratio in lanes), lanes
+
+
 def test_a_wrong_custom_id_refuses_a_message_batch(claude: anthropic.Anthropic) -> None:
     params: Any = {"model": "claude-haiku-5-5", "max_tokens": 500, "messages": HELLO}
     for ids in (["a b"], ["x" * 65], ["a", "a"], [""]):

@@ -17,6 +17,7 @@ from waybill.errors import ProviderError, Rejected, Throttled, Unavailable
 from waybill.ledger import providerbatches
 from workers.affording import afford
 from workers.batchlane.rows import OpenRow, forget_rows, hand_back, lose_rows, open_rows
+from workers.concluding import conclude
 from workers.crashpoint import crash_point
 from workers.health import account_field
 from workers.providers.batches import BatchProvider, Line
@@ -24,6 +25,7 @@ from workers.telemetry import emit
 
 if TYPE_CHECKING:
     from workers.batchlane.lane import BatchLane, HeldBatch
+    from workers.runtime import Runtime
 
 BUSY_S: Final = 1.0
 OUT_S: Final = 5.0
@@ -43,7 +45,7 @@ async def send(lane: BatchLane, batch: HeldBatch) -> Outcome:
     if api is None:
         return _NO_ACCOUNT_S, f"no account of {batch.provider} is known here"
     rows = await _affordable(lane, batch, await open_rows(runtime, batch.id))
-    going, lines = _lines(api, rows)
+    going, lines = _lines(runtime, api, rows)
     left = [row for row in rows if row not in going]
     await hand_back(runtime, batch.id, left, "not sent with this batch: it left the lane, or the batch was full")
     if not lines:
@@ -150,8 +152,11 @@ async def _affordable(lane: BatchLane, batch: HeldBatch, rows: list[OpenRow]) ->
     return [row for row in rows if row.attempt.job_id not in parked]
 
 
-def _lines(api: BatchProvider, rows: list[OpenRow]) -> tuple[list[OpenRow], list[Line]]:
-    """The rows that can be sent, as many as the provider takes, and how they are written."""
+def _lines(runtime: Runtime, api: BatchProvider, rows: list[OpenRow]) -> tuple[list[OpenRow], list[Line]]:
+    """The rows that can be sent, as many as the provider takes, and how they are written.
+
+    One that cannot be written gets the decision that follows a refused request; it is told so with those that are left.
+    """
     going: list[OpenRow] = []
     lines: list[Line] = []
     size = 0
@@ -159,7 +164,12 @@ def _lines(api: BatchProvider, rows: list[OpenRow]) -> tuple[list[OpenRow], list
         attempt = row.attempt
         if not row.is_live or attempt.decision is not None or attempt.call is None or len(lines) >= api.most_rows:
             continue
-        line = api.line(row.name, attempt.call)
+        try:
+            line = api.line(row.name, attempt.call)
+        except ProviderError as exc:
+            attempt.failure = exc
+            conclude(runtime, attempt)
+            continue
         if size + len(line.text) > api.most_bytes:
             continue
         size += len(line.text) + 1

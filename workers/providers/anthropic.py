@@ -62,8 +62,24 @@ class AnthropicProvider:
         )
 
     def request(self, call: Call) -> dict[str, Any]:
-        """The body of the call, for a batch."""
-        return message_request(call)
+        """The body of the call, for a batch.
+
+        Raises:
+            Rejected: It cannot be a row of one.
+        """
+        return message_request(call) if call.wire is None else passthrough.row_body(call)
+
+    def read_message(self, call: Call, message: object) -> Answer:
+        """The checked answer in a batch's row.
+
+        Raises:
+            Broken: It may not be stored as success.
+        """
+        progress = Progress(self.name)
+        body = wire.mapping(message, "the message", progress)
+        if call.wire is None:
+            return _whole(call, body, {}, progress)
+        return passthrough.read_row(self._lane(), call, body, progress)
 
     async def call(self, call: Call) -> Answer:
         """Send and wait for the whole answer; see `Provider.call`."""
@@ -257,15 +273,6 @@ def usage_of(usage: object) -> Usage | None:
         )
     except ValueError:
         return None
-
-
-def read_message(call: Call, message: object, progress: Progress) -> Answer:
-    """The checked answer in a batch's row.
-
-    Raises:
-        Broken: It may not be stored as success.
-    """
-    return _whole(call, wire.mapping(message, "the message", progress), {}, progress)
 
 
 def _whole(call: Call, body: dict[str, Any], headers: Mapping[str, str], progress: Progress) -> Answer:

@@ -17,7 +17,7 @@ import httpx2
 
 from waybill.errors import ProviderError
 from workers.providers import wire
-from workers.providers.anthropic import read_message, said
+from workers.providers.anthropic import said
 from workers.providers.base import Call
 from workers.providers.batches import SKEW_S, Line, Look, Row, json_lines
 from workers.providers.errors import TRANSPORT_ERRORS, Said, interrupted, refused
@@ -95,7 +95,7 @@ class AnthropicBatches:
         for line in json_lines(await self._read(provider_id)):
             name, result = line.get("custom_id"), line.get("result")
             if isinstance(name, str) and isinstance(result, dict):
-                yield _row(name, result, calls.get(name))
+                yield self._row(name, result, calls.get(name))
 
     async def cancel(self, provider_id: str) -> None:
         """See `BatchProvider.cancel`."""
@@ -107,6 +107,23 @@ class AnthropicBatches:
 
     async def forget(self, provider_id: str) -> None:
         """Nothing: results go by themselves after 29 days, and are what a dispute about a bill is settled by."""
+
+    def _row(self, name: str, result: dict[str, Any], call: Call | None) -> Row:
+        kind = result.get("type")
+        if kind == "expired":
+            return Row(name, "expired", failure=failure("batch_expired", "anthropic did not get to it within 24 hours"))
+        if kind == "canceled":
+            return Row(
+                name, "cancelled", failure=failure("batch_cancelled", "its batch was cancelled before it was done")
+            )
+        if call is None:
+            return Row(name, "succeeded" if kind == "succeeded" else "errored")
+        try:
+            if kind == "succeeded":
+                return Row(name, "succeeded", answer=self._provider.read_message(call, result.get("message")))
+            raise refused("anthropic", _said_in_row(result), now=datetime.now(UTC))
+        except ProviderError as exc:
+            return Row(name, "errored", failure=exc)
 
     async def _read(self, provider_id: str) -> bytes:
         response = await self._send("get", f"{_PATH}/{provider_id}/results", timeout_s=_READ_TIMEOUT_S)
@@ -130,23 +147,6 @@ class AnthropicBatches:
             raise refused("anthropic", said(exc), now=datetime.now(UTC)) from exc
         except _CAUGHT as exc:
             raise interrupted("anthropic", exc) from exc
-
-
-def _row(name: str, result: dict[str, Any], call: Call | None) -> Row:
-    kind = result.get("type")
-    if kind == "expired":
-        return Row(name, "expired", failure=failure("batch_expired", "anthropic did not get to it within 24 hours"))
-    if kind == "canceled":
-        return Row(name, "cancelled", failure=failure("batch_cancelled", "its batch was cancelled before it was done"))
-    if call is None:
-        return Row(name, "succeeded" if kind == "succeeded" else "errored")
-    progress = Progress("anthropic")
-    try:
-        if kind == "succeeded":
-            return Row(name, "succeeded", answer=read_message(call, result.get("message"), progress))
-        raise refused("anthropic", _said_in_row(result), now=datetime.now(UTC))
-    except ProviderError as exc:
-        return Row(name, "errored", failure=exc)
 
 
 def _said_in_row(result: dict[str, Any]) -> Said:

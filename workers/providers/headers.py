@@ -103,5 +103,5 @@ def _count(value: str | None) -> int | None:
     """An integer 0..10^12, else None."""
     if value is None or not _INTEGER.fullmatch(value.strip()):
         return None
-    number = int(value)
+    number = int(value.strip())
     return number if number <= _MAX_COUNT else None

@@ -163,7 +163,10 @@ class OpenAIProvider:
         """
         progress = Progress(self.name)
         progress.request_id = request_id if isinstance(request_id, str) else None
-        return self._whole(call, wire.mapping(body, "the completion", progress), {}, progress)
+        given = wire.mapping(body, "the completion", progress)
+        if call.wire is None:
+            return self._whole(call, given, {}, progress)
+        return passthrough.read_row(self._lane(), call, given, progress)
 
     def _lane(self) -> passthrough.Lane:
         def reply(dialect: str, progress: Progress) -> _Reply | responses.ResponsesReply:

@@ -114,7 +114,33 @@ async def call_whole(lane: Lane, call: Call, progress: Progress) -> Answer:
         response: httpx2.Response = await lane.send(PATHS[sent.dialect], body, headers_of(call, sent))
     headers = wire.plain_headers(response)
     progress.request_id = next((headers[name] for name in _ID_HEADERS if name in headers), None)
-    given = wire.json_object(response.content, headers, progress)
+    return _read_whole(lane, call, sent, wire.json_object(response.content, headers, progress), headers, progress)
+
+
+def row_body(call: Call) -> dict[str, Any]:
+    """The body of a batch's row. Headers of its own it has none, and its tier is the batch's.
+
+    Raises:
+        Rejected: It cannot be carried over to this model, or not in a batch.
+    """
+    sent = carried(call)
+    if sent.dialect == "responses" or (call.wire is not None and call.wire.betas):
+        raise failure(
+            "bad_request", "the request cannot be a row of a batch: it needs an endpoint or headers of its own"
+        )
+    return {
+        name: value for name, value in sent.body.items() if name not in ("service_tier", "stream", "stream_options")
+    }
+
+
+def read_row(lane: Lane, call: Call, given: dict[str, Any], progress: Progress) -> Answer:
+    """The checked answer in a batch's row, in the client's dialect too (`Answer.wire`)."""
+    return _read_whole(lane, call, carried(call), given, {}, progress)
+
+
+def _read_whole(
+    lane: Lane, call: Call, sent: Carried, given: dict[str, Any], headers: Mapping[str, str], progress: Progress
+) -> Answer:
     answer = lane.whole(sent.dialect, call, given, headers, progress)
     if sent.is_native:
         return replace(answer, wire=given)
