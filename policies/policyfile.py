@@ -48,12 +48,21 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PriceOverride:
-    """USD per million tokens for a model that the price package does not know. Batch and flex are half of it."""
+    """USD per million tokens for a model that the price package does not know. Batch and flex are half of it.
+
+    Attributes:
+        input, output, cache_read, cache_write: Of prompts up to `long_above` tokens.
+        long_above: A longer prompt (cache included) makes all tokens of the request dearer; None = its length is no matter.
+        long_input, long_output: Then; the cache's prices grow as the input's.
+    """
 
     input: Decimal
     output: Decimal
     cache_read: Decimal
     cache_write: Decimal
+    long_above: int | None = None
+    long_input: Decimal = Decimal(0)
+    long_output: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +199,8 @@ _MODEL = (
     "vision",
     "bytes_per_token",
 )
-_PRICE = ("input", "output", "cache_read", "cache_write")
+_LONG = frozenset({"long_above", "long_input", "long_output"})
+_PRICE = ("input", "output", "cache_read", "cache_write", *sorted(_LONG))
 _LIMITS = (
     "requests_per_minute",
     "input_tokens_per_minute",
@@ -348,7 +358,16 @@ def _override(read: _Reader, model_id: str, table: Mapping[str, Any], models: Ma
         output=read.price(table, prefix, "output"),
         cache_read=read.price(table, prefix, "cache_read", full),
         cache_write=read.price(table, prefix, "cache_write", full),
+        **(_long_prices(read, table, prefix) if _LONG.intersection(table) else {}),
     )
+
+
+def _long_prices(read: _Reader, table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        "long_above": read.integer(table, prefix, "long_above", 0, 100_000, 10**9),
+        "long_input": read.price(table, prefix, "long_input"),
+        "long_output": read.price(table, prefix, "long_output"),
+    }
 
 
 def _limit(read: _Reader, name: str, table: Mapping[str, Any], models: Mapping[str, Model]) -> LimitSpec:

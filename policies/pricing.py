@@ -6,7 +6,7 @@ model without a price gives None, which the ledger keeps as `unpriced`: never 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -80,7 +80,7 @@ def price(policy: Policy, model_id: str, service: str, usage: Usage, at: datetim
     if service not in _CONTEXTS:
         return None
     if model_id in policy.prices:
-        return _override_rates(policy.prices[model_id], service).cost(usage)
+        return _override_rates(policy.prices[model_id], service, usage.prompt_tokens).cost(usage)
     try:
         return calc_price(
             PricedUsage(
@@ -99,8 +99,17 @@ def price(policy: Policy, model_id: str, service: str, usage: Usage, at: datetim
         return None
 
 
-def _override_rates(override: PriceOverride, service: str) -> Rates:
+def _override_rates(override: PriceOverride, service: str, prompt_tokens: int) -> Rates:
     share = Decimal(1) if service == "interactive" else _HALF
+    if override.long_above is not None and prompt_tokens > override.long_above:
+        dearer = override.long_input / override.input if override.input else Decimal(1)
+        override = replace(
+            override,
+            input=override.long_input,
+            output=override.long_output,
+            cache_read=override.cache_read * dearer,
+            cache_write=override.cache_write * dearer,
+        )
     return Rates(
         input=override.input * share / _MILLION,
         output=override.output * share / _MILLION,
@@ -153,7 +162,9 @@ class PriceBook:
         if key not in self._bands:
             if len(self._bands) > 10_000:
                 self._bands.clear()
-            self._bands[key] = next((tokens for tokens in _BANDS if self._jumps(model_id, service, tokens, at)), None)
+            own = self.policy.prices.get(model_id)
+            bands = _BANDS if own is None else (own.long_above,) if own.long_above is not None else ()
+            self._bands[key] = next((tokens for tokens in bands if self._jumps(model_id, service, tokens, at)), None)
         return self._bands[key]
 
     def _jumps(self, model_id: str, service: str, tokens: int, at: datetime) -> bool:

@@ -30,7 +30,7 @@ def sent(tokens: int, **fields: object) -> Route:
 
 @pytest.mark.parametrize(
     "model, band",
-    [("claude-haiku-5-5", 100_000), ("gpt-6-luna", 272_000), ("claude-opus-5-5", None), ("gpt-6.2-sol", None)],
+    [("claude-haiku-5-5", 100_000), ("gpt-6-luna", 272_000), ("claude-opus-5-5", None), ("gpt-6.2-sol", 272_000)],
 )
 def test_cliffs_are_read_from_the_price_list(model: str, band: int | None) -> None:
     assert BOOK.band(model, "interactive", NOW) == band

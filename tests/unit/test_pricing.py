@@ -42,6 +42,9 @@ services = st.sampled_from(["interactive", "batch"])
         ("gpt-5.5", "interactive", Usage(1000, 100), "0.008"),
         ("gpt-6.2-sol", "interactive", Usage(1000, 100), "0.003"),
         ("gpt-6.2-astra", "batch", Usage(1000, 100), "0.006"),
+        ("gpt-6.2-sol", "interactive", Usage(272_000, 1000), "0.554"),
+        ("gpt-6.2-sol", "interactive", Usage(272_001, 1000), "1.103004"),
+        ("gpt-6.2-sol", "flex", Usage(0, 0, 300_000), "0.03"),
         ("smollm2-135m-instruct", "local", Usage(1000, 100), "0"),
     ],
 )
