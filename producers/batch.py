@@ -58,6 +58,7 @@ class BatchSpec:
         policy: For checking intent and model.
         prompt_name: What messages call the prompt.
         system: Instructions that stay the same over all rows; no substitution.
+        context: A text that all rows share, sent before the prompt; no substitution.
         schema: JSON Schema of the answers.
         labels: Classification: the answers allowed.
         model: Pins the model.
@@ -85,6 +86,7 @@ class BatchSpec:
     policy: Policy
     prompt_name: str = "prompt"
     system: str | None = None
+    context: str | None = None
     schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
     model: str | None = None
@@ -312,6 +314,7 @@ def _shared_fields(spec: BatchSpec, client: AsyncClient) -> Mapping[str, Any]:
     fields = {
         "intent": spec.intent,
         "system": spec.system,
+        "context": spec.context,
         "json_schema": None if spec.schema is None else dict(spec.schema),
         "labels": spec.labels,
         "model": spec.model,

@@ -74,7 +74,7 @@ def estimate(
     prices = PriceBook(spec.policy)
     snapshot = Snapshot(off=off, now=datetime.now(UTC), times=times)
     figures = [Figures(due_s) for due_s in due]
-    around = sum(len(text.encode()) for text in (spec.system or "",))
+    around = sum(len(text.encode()) for text in (spec.system or "", spec.context or ""))
     sizes: dict[int, int] = defaultdict(int)
     with reading(plan.source, spec.limit) as rows:
         for row in rows:

@@ -151,8 +151,8 @@ class Feeder:
             check_text(prompt)
         except ValueError as exc:
             raise FieldProblem(str(exc)) from None
-        system: str = work.job.get("system") or ""
-        size = len(prompt.encode()) + len(system.encode())
+        shared = (work.job.get("system") or "", work.job.get("context") or "")
+        size = sum(len(text.encode()) for text in (prompt, *shared))
         if size > work.max_prompt_bytes:
             raise FieldProblem(
                 f"the prompt has {size:,} bytes, the limit is {work.max_prompt_bytes:,} (WAYBILL_MAX_PAYLOAD_BYTES);"

@@ -1,6 +1,6 @@
 """Which job is a row's: hashes of what is asked, by which the same command finds its jobs again.
 
-A key covers everything that changes an answer (prompt as rendered, system, schema, labels, model, limits) and nothing
+A key covers everything that changes an answer (prompt as rendered, system, context, schema, labels, model, limits) and nothing
 that does not (path of the input, priority, deadline). Rows that are the same in all of it are told apart by their
 occurrence, counted in a scratch file on disk: a count for each of ten million rows must not sit in memory.
 """
@@ -31,6 +31,8 @@ def work_digest(job: Mapping[str, Any]) -> str:
         *(job.get(name) for name in ("tenant", "intent", "system", "json_schema", "model", "max_output_tokens")),
         # The order of labels is part of the prompt.
         list(job.get("labels") or ()),
+        # Left out where there is none: runs from before there was one go on where they were.
+        *([{"context": job["context"]}] if job.get("context") else []),
     )
 
 

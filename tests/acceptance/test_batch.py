@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from producers import demo
@@ -202,6 +203,24 @@ def test_changed_rows_are_done_again_and_the_others_adopted(place: Place) -> Non
     assert [json.loads(row["answer"])["name"] for row in rows] == [f"Name {n}" for n in (13, 10, 11, 11, 12)]
     assert place.calls() == 4  # 13 is new; the second 11 is a job of its own that is given the answer of the first
     assert "3 of 5 rows were done before" in result.stdout
+
+
+def test_a_text_that_all_rows_share_is_written_to_the_cache_once_and_read_by_the_others(place: Place) -> None:
+    place.write("contract.txt", "The parties agree on what follows. " * 1200)
+    place.write("rows.jsonl", "".join(json.dumps({"text": note(n)}) + "\n" for n in range(20, 32)))
+
+    done = place.run("rows.jsonl", *ASK, "--context", "contract.txt", "--output", "out.jsonl")
+
+    assert done.returncode == 0, done.stderr
+    plain_url = place.env["WAYBILL_DATABASE_URL"].replace("+psycopg", "")
+    with psycopg.connect(plain_url) as ledger:
+        calls = ledger.execute(
+            "select cache_write_tokens, cache_read_tokens from attempts a join jobs j on j.id = a.job_id where j.tenant = %s",
+            (place.tenant,),
+        ).fetchall()
+    assert len(calls) == 12
+    assert sum(written > 0 for written, _ in calls) == 1
+    assert sum(read > 5000 for _, read in calls) == 11
 
 
 def test_fresh_pays_again_and_is_gone_on_with_afterwards(place: Place) -> None:

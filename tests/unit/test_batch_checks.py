@@ -119,6 +119,7 @@ def command(folder: Path, *extra: str, **files: str) -> tuple[int, str]:
         (("--output", "o.csv"), {"p.txt": " \n"}, "is empty"),
         (("--output", "o.csv", "--schema", "nowhere.json"), {}, "--schema nowhere.json: cannot be read"),
         (("--output", "o.csv", "--system", "nowhere.txt"), {}, "--system nowhere.txt: cannot be read"),
+        (("--output", "o.csv", "--context", "nowhere.txt"), {}, "--context nowhere.txt: cannot be read"),
         (("--output", "o.csv", "--report", "no/where.json"), {}, "--report no/where.json: cannot be written"),
         (("--output", "o.csv"), {}, "Set a key, or try --sandbox"),
     ],

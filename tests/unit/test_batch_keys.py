@@ -55,7 +55,8 @@ def test_what_changes_an_answer_changes_the_key(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"intent": "reasoning"}, {"system": "be short"}, {"json_schema": {"type": "object"}}, {"labels": ("a", "b")},
+        {"intent": "reasoning"}, {"system": "be short"}, {"context": "a contract"}, {"json_schema": {"type": "object"}},
+        {"labels": ("a", "b")},
         {"model": "claude-haiku-5-5"}, {"max_output_tokens": 10}, {"tenant": "u"},
     ],
 )  # fmt: skip

@@ -33,6 +33,9 @@ _UNUSED = {
 @click.option("--intent", required=True, help="What kind of work it is, as the policy file knows it.")
 @click.option("--prompt", "prompt_file", required=True, type=click.Path(path_type=Path), help="As for `waybill run`.")
 @click.option("--system", "system_file", type=click.Path(path_type=Path), help="File with instructions for all rows.")
+@click.option(
+    "--context", "context_file", type=click.Path(path_type=Path), help="File with a text that all rows share."
+)
 @click.option("--schema", "schema_file", type=click.Path(path_type=Path), help="JSON Schema that answers must fit.")
 @click.option("--labels", help="Classification: the answers allowed, separated by commas.")
 @click.option("--tenant", default="default", show_default=True, help="Whose jobs these are.")

@@ -25,6 +25,12 @@ DAY_S: Final = 86400.0
 @click.option("--intent", required=True, help="As for `waybill run`.")
 @click.option("--prompt", "prompt_file", required=True, type=click.Path(path_type=Path), help="As for `waybill run`.")
 @click.option("--system", "system_file", type=click.Path(path_type=Path), help="File with instructions for all rows.")
+@click.option(
+    "--context",
+    "context_file",
+    type=click.Path(path_type=Path),
+    help="File with a text that all rows share, sent before the prompt; prompt caches keep it.",
+)
 @click.option("--schema", "schema_file", type=click.Path(path_type=Path), help="JSON Schema that answers must fit.")
 @click.option("--labels", help="Classification: the answers allowed, separated by commas.")
 @click.option("--model", help="Pin the model.")
@@ -64,6 +70,7 @@ def estimate(input_path: Path, deadlines: tuple[float, ...], as_json: bool, **op
         prompt_name=str(options["prompt_file"]),
         policy=policy,
         system=read_text("--system", options["system_file"]) if options["system_file"] else None,
+        context=read_text("--context", options["context_file"]) if options["context_file"] else None,
         schema=read_schema(options["schema_file"]) if options["schema_file"] else None,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()) if labels is not None else (),
         model=options["model"],

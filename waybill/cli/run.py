@@ -43,6 +43,12 @@ class _Run(click.Command):
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="out.jsonl, out.csv or out.parquet.")
 @click.option("--system", "system_file", type=click.Path(path_type=Path), help="File with instructions for all rows.")
+@click.option(
+    "--context",
+    "context_file",
+    type=click.Path(path_type=Path),
+    help="File with a text that all rows share, sent before the prompt; prompt caches keep it.",
+)
 @click.option("--schema", "schema_file", type=click.Path(path_type=Path), help="JSON Schema that answers must fit.")
 @click.option("--labels", help="Classification: the answers allowed, separated by commas.")
 @click.option("--model", help="Pin the model; no other is ever tried.")
@@ -184,6 +190,7 @@ def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], 
         prompt_name=str(prompt_file),
         policy=load_policy(settings),
         system=read_text("--system", options["system_file"]) if options["system_file"] else None,
+        context=read_text("--context", options["context_file"]) if options["context_file"] else None,
         schema=read_schema(options["schema_file"]) if options["schema_file"] else None,
         labels=tuple(label.strip() for label in labels.split(",") if label.strip()) if labels is not None else (),
         priority=Priority.BATCH if options["priority"] == "batch" else Priority.INTERACTIVE,
