@@ -95,7 +95,7 @@ class Fleet:
             for name in names or self.names:
                 self.until_ready(name)
 
-    def until_ready(self, name: str, timeout_s: float = 60) -> None:
+    def until_ready(self, name: str, timeout_s: float = 120) -> None:
         """Wait until a program serves; its log is in the message if it does not."""
         end = time.monotonic() + timeout_s
         while "worker.ready" not in self.log(name)[self._starts[name] :]:
