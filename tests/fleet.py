@@ -114,7 +114,7 @@ class RunningFleet:
         """All it has written."""
         return self.log_path(name).read_text(errors="replace")
 
-    def until_ready(self, timeout_s: float = 60) -> None:
+    def until_ready(self, timeout_s: float = 150) -> None:
         """Wait until every worker consumes.
 
         Raises:

@@ -20,6 +20,7 @@ from waybill.names import (
     all_queues,
     provider_queue,
 )
+from waybill.redislink import is_redis, kombu_address
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -74,8 +75,9 @@ def celery_config(broker_url: str) -> dict[str, Any]:
     queue_type: Any = entity.Queue
     exchange = exchange_type("waybill", type="direct")
 
+    address, options = kombu_address(broker_url)
     return {
-        "broker_url": broker_url,
+        "broker_url": address,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
@@ -89,8 +91,9 @@ def celery_config(broker_url: str) -> dict[str, Any]:
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,
+            **options,
         }
-        if broker_url.startswith(("redis", "sentinel"))
+        if is_redis(broker_url)
         else {},
         "result_backend": None,
         "task_ignore_result": True,

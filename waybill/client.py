@@ -39,6 +39,7 @@ from waybill.errors import (
 )
 from waybill.names import CANCEL_CHANNEL, DISPATCH_QUEUE, done_channel
 from waybill.question import question, stable_part
+from waybill.redislink import connect_async
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,9 +145,7 @@ class AsyncClient:
     @property
     def _redis(self) -> Redis:
         if self._redis_ is None:
-            from redis.asyncio import Redis
-
-            self._redis_ = Redis.from_url(self._redis_url, socket_connect_timeout=5, health_check_interval=10)
+            self._redis_ = connect_async(self._redis_url, socket_connect_timeout=5, health_check_interval=10)
         return self._redis_
 
     @property

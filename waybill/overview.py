@@ -97,7 +97,11 @@ async def read_overview(ask: Ask, hints: Hints, policy: Policy | None, changes: 
         lanes.append(
             {
                 "lane": name,
-                "state": "drained" if provider in drained else breaker_state(breaker, hints.now),
+                "state": "drained"
+                if provider in drained
+                else "unknown"
+                if hints.trouble
+                else breaker_state(breaker, hints.now),
                 "reason": drained[provider]["reason"] if provider in drained else breaker.get("reason", ""),
                 "headroom": min(left.values()) if left else None,
                 "in_flight": under_way.get(name, 0),

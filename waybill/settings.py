@@ -29,7 +29,8 @@ class Settings(BaseModel):
     database_url: SecretStr | None = None
     """postgresql+psycopg://user:password@host:port/database"""
     redis_url: SecretStr | None = None
-    """redis://:password@host:port/db: hints, doorbells and, unless `broker_url` is given, the broker."""
+    """redis://:password@host:port/db: hints, doorbells and, unless `broker_url` is given, the broker. With Sentinels:
+    redis+sentinel://:password@host:26379,host:26379/db?master=NAME"""
     broker_url: SecretStr | None = None
     """Celery's broker where it is not Redis."""
     state_dir: Path = Path(".waybill")

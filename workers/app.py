@@ -22,12 +22,13 @@ from waybill.names import (
     EXECUTE_TASK,
     all_queues,
 )
+from waybill.redislink import is_redis, sentinels
 from waybill.settings import Settings
 from workers.batchlane.lane import BatchLane
 from workers.dispatch import Dispatcher
 from workers.eventfeed import EventFeed
 from workers.execute import execute, hear_urgent
-from workers.guard import TRANSPORT
+from workers.guard import SENTINEL_TRANSPORT, TRANSPORT
 from workers.heartbeat import watch
 from workers.pool import AsyncPool, async_task
 from workers.preflight import check_services
@@ -48,8 +49,8 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
     app = Celery("waybill", set_as_current=True)
     broker_url = settings.require_broker_url()
     app.conf.update(celery_config(broker_url))
-    if broker_url.startswith(("redis://", "rediss://")):
-        app.conf.broker_transport = TRANSPORT
+    if is_redis(broker_url):
+        app.conf.broker_transport = TRANSPORT if sentinels(broker_url) is None else SENTINEL_TRANSPORT
     runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
     app.lifespan = runtime
     app.steps["consumer"].add(EventFeed)

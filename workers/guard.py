@@ -202,8 +202,8 @@ class GuardedQoS(transport.QoS):
         return connection is None or connection.client is None
 
 
-class GuardedChannel(transport.Channel):
-    """kombu's Redis channel behind the guard."""
+class _Guarded(transport.Channel):
+    """What is put before kombu's channels."""
 
     QoS = GuardedQoS
 
@@ -237,10 +237,25 @@ class GuardedChannel(transport.Channel):
         return super()._deliver_fanout_message(message, exchange)  # type: ignore[no-untyped-call]  # kombu's
 
 
+class GuardedChannel(_Guarded):
+    """kombu's Redis channel behind the guard."""
+
+
+class GuardedSentinelChannel(_Guarded, transport.SentinelChannel):
+    """The same where Sentinels name the server."""
+
+
 class GuardedTransport(transport.Transport):
     """For redis:// and rediss:// brokers; `broker_transport` of the worker's app names it."""
 
     Channel = GuardedChannel
 
 
+class GuardedSentinelTransport(transport.SentinelTransport):
+    """For redis+sentinel:// brokers."""
+
+    Channel = GuardedSentinelChannel
+
+
 TRANSPORT: Final = f"{__name__}:{GuardedTransport.__name__}"
+SENTINEL_TRANSPORT: Final = f"{__name__}:{GuardedSentinelTransport.__name__}"

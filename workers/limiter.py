@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from policies.estimates import Estimates
 from policies.limits import MEASURED, SLOT_LEASE_US, LimitSpec, Need, Outcome, Verdict, limit_class, spec_for
 from waybill.names import ESTIMATES_KEY, LIMIT_LANES_KEY, LIMIT_PREFIX
+from waybill.redislink import connect_async
 from workers.scriptline import NoAnswer, ScriptLine
 from workers.telemetry import emit
 
@@ -189,12 +190,11 @@ async def run_script(line: ScriptLine, lane: LimitLane, what: str, about: object
 
 def script_line(url: str, timeout_s: float = TIMEOUT_S) -> tuple[Redis, ScriptLine]:
     """A connection for the script, and the client it comes from (to be closed)."""
-    from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
     # Without retries: a call that timed out may have been carried out and must not be repeated behind our back.
-    redis: Redis = Redis.from_url(
+    redis = connect_async(
         url,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
@@ -489,27 +489,6 @@ class Pump:
             if jobs:
                 woken.append((lane, jobs))
         return woken
-
-    async def count(self) -> int:
-        """How many stand in all lines.
-
-        Raises:
-            LimiterAway: Redis does not answer.
-        """
-        return sum([int(await self._ask("ZCARD", line)) for line in await self._lines()])
-
-    async def standing(self) -> set[str]:
-        """The ids of those who stand in all lines.
-
-        Raises:
-            LimiterAway: Redis does not answer.
-        """
-        places = [place for line in await self._lines() for place in await self._ask("ZRANGE", line, 0, -1)]
-        return {place.partition(" ")[0] for place in places}
-
-    async def _lines(self) -> list[str]:
-        lanes: Sequence[str] = await self._ask("HKEYS", LIMIT_LANES_KEY)
-        return [line for member in lanes for line in json.loads(member)[1][2:4]]
 
     async def forget(self, lane: LimitLane, jobs: Sequence[str]) -> None:
         """Jobs that were woken but wait no more (cancelled, finished): nothing is promised to them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from waybill.ledger.engine import Ledger
 from waybill.probe import beating
+from waybill.redislink import connect_async
 from waybill.settings import Settings
 from workers.exporter import Exporter
 from workers.policywatch import PolicyWatch
@@ -28,11 +29,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @asynccontextmanager
 async def exporting(settings: Settings) -> AsyncIterator[Exporter]:
     """An exporter over the ledger and Redis that the settings name; takes over a changed policy file at each look."""
-    from redis.asyncio import Redis
-
     watch = PolicyWatch(policy_path(settings), load_policy(settings))
     ledger = Ledger(settings.require_database_url(), pool_size=1)
-    redis: Redis = Redis.from_url(settings.require_redis_url(), socket_connect_timeout=2, socket_timeout=5)
+    redis = connect_async(settings.require_redis_url(), socket_connect_timeout=2, socket_timeout=5)
     try:
         yield Exporter(ledger, redis, watch, _without_workers(settings, watch))
     finally:

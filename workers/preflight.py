@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from waybill.errors import ConfigError, LedgerUnavailable
 from waybill.ledger.engine import Ledger
+from waybill.redislink import connect, is_redis
 from waybill.settings import Settings
 from workers.telemetry import emit
 
@@ -33,7 +34,7 @@ def check_services(settings: Settings) -> None:
     redis_urls = dict.fromkeys((settings.require_redis_url(), settings.require_broker_url()))
     asyncio.run(_check_ledger(ledger_url))
     for url in redis_urls:
-        if url.startswith(("redis://", "rediss://")):
+        if is_redis(url):
             asyncio.run(_check_redis(url, is_dev=settings.dev))
 
 
@@ -71,13 +72,12 @@ def ledger_problem(synchronous_commit: str, fsync: str) -> str | None:
 
 
 async def _check_redis(url: str, *, is_dev: bool) -> None:
-    from redis import Redis
     from redis.exceptions import RedisError
 
     tries = 0
     while True:
         try:
-            with Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as connection:
+            with connect(url, socket_connect_timeout=5, socket_timeout=5) as connection:
                 policy = await asyncio.to_thread(_eviction_policy, connection)
             is_open = await asyncio.to_thread(_is_open, _without_login(url))
             break
@@ -123,10 +123,9 @@ def _eviction_policy(connection: Redis) -> str | None:
 
 
 def _is_open(url: str) -> bool:
-    from redis import Redis
     from redis.exceptions import AuthenticationError, ResponseError
 
-    with Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as stranger:
+    with connect(url, socket_connect_timeout=5, socket_timeout=5) as stranger:
         try:
             stranger.ping()
         except (AuthenticationError, ResponseError):

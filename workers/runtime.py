@@ -22,6 +22,7 @@ from waybill.ledger import queries
 from waybill.ledger.engine import Ledger
 from waybill.mail import Outbox
 from waybill.names import CANCEL_CHANNEL
+from waybill.redislink import connect_async
 from waybill.settings import Settings
 from workers.gates import Gates
 from workers.health import Health
@@ -121,8 +122,6 @@ class Runtime:
     """Random per process: a restarted pod must not look like the one whose jobs it left behind."""
     prices: PriceBook = field(init=False)
     ledger: Ledger = field(init=False)
-    lifeline: Ledger = field(init=False)
-    """A connection for the leases alone: renewing them must not stand behind a crowd that claims and settles."""
     writer: Writer = field(init=False)
     till: Till = field(init=False)
     sharing: Sharing = field(init=False)
@@ -160,14 +159,11 @@ class Runtime:
 
     async def open(self) -> None:
         """Connect and start the providers. Called in the loop before the first message."""
-        from redis.asyncio import Redis
-
         self.prices = PriceBook(self.policy)
         self.gates = Gates(self.policy)
         self.draining = asyncio.Event()
-        self.ledger = Ledger(self.settings.require_database_url(), pool_size=4)
-        self.lifeline = Ledger(self.settings.require_database_url(), pool_size=1, max_overflow=0)
-        self.redis = Redis.from_url(
+        self.ledger = Ledger(self.settings.require_database_url(), pool_size=5)
+        self.redis = connect_async(
             self.settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
         self.outbox = Outbox(self.redis)
@@ -242,7 +238,6 @@ class Runtime:
         if self.provider_names:
             await self.limiter.close()
         await self.redis.aclose()
-        await self.lifeline.close()
         await self.ledger.close()
         await asyncio.to_thread(self.broker.close)
 
@@ -322,7 +317,7 @@ class Runtime:
             if not held:
                 continue
             try:
-                rows = await self.lifeline.fetch(
+                rows = await self.ledger.fetch(
                     queries.RENEW,
                     {
                         "ids": list(held),

@@ -31,6 +31,7 @@ SLOW_FRESH_S: Final = 10.0
 CHANGES: Final = 20
 NOTES: Final = 60
 RUNS: Final = 8
+_OUT: Final = {"open", "half_open"}
 
 
 class Watch:
@@ -70,7 +71,7 @@ class Watch:
             breaker = hints.health.get(lane["lane"], {})
             since = breaker.get("out_since") or breaker.get("since") or 0
             lane["out_s"] = (
-                max(0.0, hints.now - since) if lane["state"] not in ("closed", "drained") and since else None
+                max(0.0, hints.now - since) if lane["state"] not in ("closed", "drained", "unknown") and since else None
             )
         escalated = {row["intent"]: row["ratio"] for row in await self._ask(oncall.ESCALATED, {"window_s": WINDOW_S})}
         for intent in found["intents"]:
@@ -130,16 +131,31 @@ class Watch:
 
     def _note_changes(self, found: Mapping[str, Any]) -> None:
         """Write down what is different from the look before."""
-        now = {lane["lane"]: lane["state"] for lane in found.get("lanes", ())}
+        # What is not known while Redis is away has not changed.
+        now = {
+            lane["lane"]: self._before.get(lane["lane"], "closed") if lane["state"] == "unknown" else lane["state"]
+            for lane in found.get("lanes", ())
+        }
         now["Redis"] = "away" if found["redis"] else "there"
         now["ledger"] = "away" if found["ledger"] else "there"
         reasons = {lane["lane"]: lane["reason"] for lane in found.get("lanes", ())}
         for name, state in now.items():
             before = self._before.get(name, "there" if name in ("Redis", "ledger") else "closed")
-            if before != state:
-                self._notes.appendleft(
-                    {"at": _now(), "what": name, "before": before, "state": state, "reason": reasons.get(name, "")}
-                )
+            if before == state:
+                continue
+            began = next((note for note in self._notes if note["what"] == name and note["state"] == "open"), None)
+            if began is not None and {before, state} <= _OUT:
+                # A probe that fails is no news, but how often it did is: an outage of an hour is one note.
+                if state == "open":
+                    began["probes"] += 1
+                    began["probed_at"] = _now()
+                continue
+            self._notes.appendleft(
+                {
+                    "at": _now(), "what": name, "before": before, "state": state, "reason": reasons.get(name, ""),
+                    "probes": 0, "probed_at": None,
+                }
+            )  # fmt: skip
         self._before = now
 
 

@@ -34,6 +34,7 @@ from producers.gateway.postman import Postman
 from waybill import trace
 from waybill.client import AsyncClient
 from waybill.errors import IdempotencyConflict, InvalidJob, ServiceUnavailable
+from waybill.redislink import connect_async
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,9 +98,7 @@ class Gateway:
     clerk: Clerk = field(init=False)
 
     def __post_init__(self) -> None:
-        from redis.asyncio import Redis
-
-        self.redis = Redis.from_url(self.settings.require_redis_url(), socket_connect_timeout=2)
+        self.redis = connect_async(self.settings.require_redis_url(), socket_connect_timeout=2)
         self.keyring = KeyRing(self.client.ledger, self.settings.require_redis_url())
         self.mailroom = Mailroom(self.client)
         self.clerk = Clerk(self.client, self.policy, self.off)

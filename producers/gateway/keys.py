@@ -21,6 +21,7 @@ from producers.gateway.errors import Kind, Refusal
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import keys
 from waybill.names import REDIS_PREFIX
+from waybill.redislink import connect_async
 
 if TYPE_CHECKING:
     from waybill.ledger.engine import Ledger
@@ -106,10 +107,8 @@ class KeyRing:
     """One per gateway process."""
 
     def __init__(self, ledger: Ledger, redis_url: str) -> None:
-        from redis.asyncio import Redis
-
         self._ledger = ledger
-        self._redis: Redis = Redis.from_url(redis_url, socket_connect_timeout=2, socket_timeout=2)
+        self._redis = connect_async(redis_url, socket_connect_timeout=2, socket_timeout=2)
         self._known: OrderedDict[str, tuple[float, KeyRecord | None]] = OrderedDict()
         self._alone: dict[str, _Alone] = {}
         self._held: dict[str, str] = {}

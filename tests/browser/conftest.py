@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, sync_playwright
+from playwright.sync_api import Browser, Error, expect, sync_playwright
 
 CHROMIUM = Path(os.environ.get("WAYBILL_CHROMIUM", "/usr/bin/chromium"))
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+# How long is waited for what is expected; nothing is said by it about how quick anything is.
+expect.set_options(timeout=60_000)
 
 
 # Not longer: Playwright's loop would run on below all later tests, and none that is async could start its own.

@@ -84,10 +84,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             with (logs / "gateway.log").open("wb") as log:
                 gateway = subprocess.Popen([*waybill_argv(), "gateway"], env=env, cwd=ROOT, stdout=log, stderr=log)
             url = f"http://127.0.0.1:{port}/dashboard"
-            end = time.monotonic() + 60
+            end = time.monotonic() + 180
             while True:
                 try:
-                    urllib.request.urlopen(url, timeout=2).close()
+                    urllib.request.urlopen(url, timeout=10).close()
                     break
                 except OSError:
                     assert gateway.poll() is None, (logs / "gateway.log").read_text()
@@ -139,39 +139,47 @@ def test_the_page_is_small_and_whole_at_once(page: Page, scene: Scene) -> None:
     assert sum(sizes.values()) < 60_000
 
 
+@pytest.mark.timeout(OUTAGE_S + 600)
 def test_an_outage_is_understood_from_the_page_alone(page: Page, scene: Scene) -> None:
-    list(scene.client.results(scene.submit(5, priority="lo"), timeout_s=60))
+    list(scene.client.results(scene.submit(5, priority="lo"), timeout_s=150))
     page.goto(scene.url)
     expect(page.locator("#verdict")).to_have_text("All lanes are well")
 
     scene.sandbox.fault("overloaded", model="claude-*")
     ids: list[str] = []
-    end = time.monotonic() + OUTAGE_S
-    while time.monotonic() < end:
+    began = time.monotonic()
+    pictures = [OUTAGE_S / 10, OUTAGE_S / 2]
+    while (passed_s := time.monotonic() - began) < OUTAGE_S:
         ids += scene.submit(2) + scene.submit(1, priority="lo")
-        time.sleep(0.5)
-    expect(page.locator("#verdict")).to_contain_text("out or coming back", timeout=15_000)
+        if pictures and passed_s > pictures[0]:
+            shot(page, f"outage-after-{pictures.pop(0):.0f}-s")
+        time.sleep(1.0 if SLOW else 0.5)
+    expect(page.locator("#verdict")).to_contain_text("out or coming back", timeout=90_000)
     expect(page.locator("#lanes .open, #lanes .half_open").first).to_be_visible()
     expect(page.locator("#lanes tr.why").first).to_contain_text("529")
-    expect(page.locator("#detours td").first).to_contain_text("claude", timeout=20_000)
+    expect(page.locator("#detours td").first).to_contain_text("claude", timeout=90_000)
     expect(page.locator("#extra")).to_contain_text("$")
     expect(page.locator("#changes li").first).to_contain_text("->")
     expect(page.locator("#notes")).to_contain_text("closed → open")
+    expect(page.locator("#notes")).not_to_contain_text("half open → open")
+    expect(page.locator("section", has=page.locator("#detours"))).to_contain_text("rather than pay for a dearer model")
     shot(page, "outage")
 
     scene.sandbox.clear_faults()
     with scene.redis_down():
-        expect(page.locator("#verdict")).to_have_text("Redis is away", timeout=15_000)
+        expect(page.locator("#verdict")).to_have_text("Redis is away", timeout=90_000)
         expect(page.locator(".banner").first).to_contain_text("jobs wait on the ledger")
+        expect(page.locator("#lanes .unknown").first).to_be_visible()
+        expect(page.locator("#lanes .closed")).to_have_count(0)
         shot(page, "redis-away")
-    expect(page.locator("#notes")).to_contain_text("Redis: away → there", timeout=20_000)
-    outcomes = list(scene.client.results(ids, timeout_s=120))
+    expect(page.locator("#notes")).to_contain_text("Redis: away → there", timeout=90_000)
+    outcomes = list(scene.client.results(ids, timeout_s=240))
     assert len(outcomes) == len(ids)
     assert all(outcome.result for outcome in outcomes), "nothing was lost"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while page.locator("#verdict").inner_text() != "All lanes are well":
         assert time.monotonic() < end, page.locator("#verdict").inner_text()
-        list(scene.client.results(scene.submit(1), timeout_s=60))  # a lane is probed by jobs, not by itself
+        list(scene.client.results(scene.submit(1), timeout_s=150))  # a lane is probed by jobs, not by itself
     shot(page, "after")
 
     assert "CANARY" not in page.content()
@@ -180,7 +188,7 @@ def test_an_outage_is_understood_from_the_page_alone(page: Page, scene: Scene) -
 
 def test_a_jobs_story_is_found_by_keyboard(page: Page, scene: Scene) -> None:
     [job_id, *_] = ids = scene.submit(1)
-    list(scene.client.results(ids, timeout_s=30))
+    list(scene.client.results(ids, timeout_s=150))
     page.goto(scene.url)
     expect(page.locator("#tiles b").first).to_be_visible()
 
@@ -249,7 +257,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_what_is_live_goes_on_and_holds_no_text_of_jobs(scene: Scene) -> None:
-    connection = http.client.HTTPConnection(scene.url.split("/")[2], timeout=10)
+    connection = http.client.HTTPConnection(scene.url.split("/")[2], timeout=60)
     connection.request("GET", "/dashboard/live")
     with connection.getresponse() as stream:
         events = [json.loads(line[6:]) for line in (stream.readline() for _ in range(7)) if line.startswith(b"data: ")]
@@ -264,6 +272,6 @@ def test_pages_of_other_sites_get_nothing(scene: Scene) -> None:
     request = urllib.request.Request(scene.url + "/state", headers={"origin": "https://evil.example"})
 
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=60)
     refused.value.close()
     assert refused.value.code == 403

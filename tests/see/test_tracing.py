@@ -256,7 +256,7 @@ def test_spans_of_a_fleet_arrive_at_an_otlp_receiver(
         token = trace.GIVEN.set(PARENT)
         job_id = client.submit(intent="extraction", prompt="CANARY-PROMPT")
         trace.GIVEN.reset(token)
-        client.result(job_id, timeout_s=30)
+        client.result(job_id, timeout_s=120)
     # The workers were stopped: what was not sent yet is sent then.
     arrived = [
         span for request in got for one in request.resource_spans for part in one.scope_spans for span in part.spans

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from waybill.errors import ConfigError
 from waybill.names import ENV_PREFIX
+from waybill.redislink import connect
 from waybill.settings import Settings
 
 NOT_SETTINGS = frozenset(
@@ -153,9 +154,7 @@ def _check_services(settings: Settings, tell: Any) -> None:
         return str(rows[0]["version_num"]) if rows else "empty"
 
     def ask_redis() -> str:
-        from redis import Redis
-
-        with Redis.from_url(settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=5) as connection:
+        with connect(settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=5) as connection:
             return str(connection.info("server").get("redis_version"))
 
     asking: dict[str, Callable[[], str]] = {"ledger": lambda: asyncio.run(ask_ledger()), "redis": ask_redis}

@@ -14,6 +14,7 @@ import click
 from waybill.cli.session import running_services
 from waybill.cli.why import ledger_url
 from waybill.errors import BrokerUnavailable, ConfigError, LedgerUnavailable
+from waybill.redislink import connect_async
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,12 +64,10 @@ class Desk:
     @contextlib.asynccontextmanager
     async def redis(self) -> AsyncIterator[Any]:
         """A connection, or None."""
-        from redis.asyncio import Redis
-
         if self.redis_url is None:
             yield None
             return
-        connection: Redis = Redis.from_url(self.redis_url, socket_connect_timeout=2, socket_timeout=5)
+        connection = connect_async(self.redis_url, socket_connect_timeout=2, socket_timeout=5)
         try:
             yield connection
         finally:

@@ -92,7 +92,9 @@ def screen(found: Mapping[str, Any]) -> str:
         ],
     )]  # fmt: skip
     lines += [
-        f"  {lane['lane']}: {lane['reason']}" for lane in found["lanes"] if lane["state"] not in ("closed", "drained")
+        f"  {lane['lane']}: {lane['reason']}"
+        for lane in found["lanes"]
+        if lane["state"] not in ("closed", "drained", "unknown")
     ]
     lines += ["", *_table(
         ("intent", "queued", "on the way", "parked", "running", "oldest s", "done", "failed", "p95 s", "USD/h"),

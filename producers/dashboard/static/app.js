@@ -34,11 +34,21 @@ function table(heads, rows, empty) {
   return el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((h) => el("th", { scope: "col" }, h)))), body);
 }
 const loud = (v, bad) => el("td", { className: bad ? "loud" : "" }, v);
+const extraOf = (d) => { const more = d.usd - d.instead_of_usd; return Math.abs(more) < 1e-4 ? "0" : loud(usd(more), more > 0); };
+const CAUSES = {
+  lane_held: "batch work with time, which waits up to half an hour rather than pay for a dearer model",
+  overloaded: "refused by the provider, tried again later",
+  waiting_for_quota: "the limits admit no more now",
+  budget_exhausted: "the budget is spent",
+  budget_busy: "the budget is reserved by calls under way",
+  behind: "queued behind them",
+};
+const waits = (w) => w.model ? `${n(w.jobs)} wait for ${w.model}: ${CAUSES[w.cause] || (w.cause || "until their time").replaceAll("_", " ")}` : `${n(w.jobs)} ${CAUSES[w.cause]}`;
 const jobLink = (id) => { const b = el("button", { type: "button", title: "why " + id }, id.slice(0, 13)); b.onclick = () => why(id); return b; };
 
 function show(s) {
   last = s;
-  const out = s.lanes.filter((l) => l.state !== "closed");
+  const out = s.lanes.filter((l) => l.state !== "closed" && l.state !== "unknown");
   const waiting = sum(s.intents, "queued") + sum(s.intents, "routed") + sum(s.intents, "parked");
   const oldest = Math.max(0, ...s.intents.map((i) => i.oldest_s || 0));
   const banners = [];
@@ -71,15 +81,17 @@ function show(s) {
       n(l.in_flight), n(l.answered), loud(n(l.throttled), l.throttled > 0), loud(n(l.failed), l.failed > 0), secs(l.median_s)],
     why: l.state === "closed" ? "" : l.reason })), "No call was made yet."));
   const lost = s.waiting_for.filter((w) => w.jobs);
+  const queued = sum(s.intents, "queued");
+  if (queued && lost.some((w) => w.cause === "lane_held")) lost.push({ jobs: queued, cause: "behind" });
   fill("detours", table(["instead of", "went to", "jobs", "cost", "on its own lane", "extra"], s.detours.map((d) => ({
-    cells: [d.from, el("td", { className: "text" }, d.to), n(d.jobs), usd(d.usd), usd(d.instead_of_usd), d.instead_of_usd === null ? "-" : loud(usd(d.usd - d.instead_of_usd), d.usd > d.instead_of_usd)] })),
-    "Every job went where its policy sends it."), ...lost.map((w) => el("p", {}, `${n(w.jobs)} jobs are parked for ${w.model} (${(w.cause || "until their time").replaceAll("_", " ")})`)));
+    cells: [d.from, el("td", { className: "text" }, d.to), n(d.jobs), usd(d.usd), usd(d.instead_of_usd), d.instead_of_usd === null ? "-" : extraOf(d)] })),
+    "Every job went where its policy sends it."), ...lost.map((w) => el("p", {}, waits(w))));
   const known = s.detours.filter((d) => d.instead_of_usd !== null), extra = sum(known, "usd") - sum(known, "instead_of_usd");
   $("extra").textContent = s.detours.length ? `${n(sum(s.detours, "jobs"))} jobs, ${extra < 0 ? "saved" : "extra"} ${usd(Math.abs(extra))}` : "";
   fill("intents", table(["intent", "queued", "on the way", "parked", "running", "oldest", "done", "failed", "p95", "USD/h", "escalated", "grade"], s.intents.map((i) => ({
     cells: [i.intent, n(i.queued), n(i.routed), n(i.parked), n(i.running), secs(i.oldest_s), n(i.succeeded), loud(n(i.failed), i.failed > 0), secs(i.p95_s), usd(i.usd_per_hour), pct(i.escalated), s.grades[i.intent] ? pct(s.grades[i.intent].mean) : "-"] })), "No job was submitted yet."));
   fill("changes", ...(s.route_changes.length ? s.route_changes.map((c) => el("li", {}, el("time", { dateTime: c.at }, clock(c.at)), jobLink(c.job_id), ` ${c.outcome}: ${c.reason}`)) : [el("li", { className: "empty" }, "none")]));
-  fill("notes", ...(s.notes.length ? s.notes.map((m) => el("li", {}, el("time", { dateTime: m.at }, clock(m.at)), `${m.what}: ${m.before.replace("_", " ")} → ${m.state.replace("_", " ")}${m.reason ? ", " + m.reason : ""}`)) : [el("li", { className: "empty" }, "no lane or service changed")]));
+  fill("notes", ...(s.notes.length ? s.notes.map((m) => el("li", {}, el("time", { dateTime: m.at }, clock(m.at)), `${m.what}: ${m.before.replace("_", " ")} → ${m.state.replace("_", " ")}${m.reason ? ", " + m.reason : ""}${m.probes ? `; ${n(m.probes)} probes failed since, the last at ${clock(m.probed_at)}` : ""}`)) : [el("li", { className: "empty" }, "no lane or service changed")]));
   fill("runs", table(["run", "state", "progress", "done", "failed", "spent", "on the flagship"], s.runs.map((r) => {
     const done = r.succeeded + r.failed + r.cancelled;
     return { cells: [r.name || r.id.slice(0, 8), r.state === "open" ? (done >= r.jobs ? "done" : "open") : r.state, el("td", {}, el("progress", { max: Math.max(1, r.jobs), value: done, title: `${done} of ${r.jobs}` })), `${n(done)} of ${n(r.jobs)}`, loud(n(r.failed), r.failed > 0), usd(r.usd), usd(r.flagship_usd)] };
