@@ -143,7 +143,7 @@ class Watch:
             before = self._before.get(name, "there" if name in ("Redis", "ledger") else "closed")
             if before == state:
                 continue
-            began = next((note for note in self._notes if note["what"] == name and note["state"] == "open"), None)
+            began = next((note for note in self._notes if note["what"] == name), None)
             if began is not None and {before, state} <= _OUT:
                 # A probe that fails is no news, but how often it did is: an outage of an hour is one note.
                 if state == "open":
@@ -152,7 +152,9 @@ class Watch:
                 continue
             self._notes.appendleft(
                 {
-                    "at": _now(), "what": name, "before": before, "state": state, "reason": reasons.get(name, ""),
+                    "at": _now(), "what": name, "before": before,
+                    # Between two looks it was open, too.
+                    "state": "open" if state in _OUT else state, "reason": reasons.get(name, ""),
                     "probes": 0, "probed_at": None,
                 }
             )  # fmt: skip

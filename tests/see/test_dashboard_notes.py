@@ -38,8 +38,10 @@ def test_the_way_back_and_the_next_outage_are_notes_of_their_own() -> None:
     assert [note["probes"] for note in reversed(notes)] == [1, 0, 0, 0]
 
 
-def test_a_lane_that_is_half_open_when_somebody_looks_first_is_told() -> None:
-    assert [note["state"] for note in seen(watch(), "half_open")] == ["half_open"]
+def test_a_lane_that_is_probed_already_when_somebody_looks_has_been_open() -> None:
+    [note] = seen(watch(), "closed", "half_open", "open", "half_open", "open")
+
+    assert (note["before"], note["state"], note["probes"]) == ("closed", "open", 2)
 
 
 def test_services_are_told_apart_from_lanes() -> None:
