@@ -1,8 +1,9 @@
 """`./run soak --minutes 30 [--seed N] [--json]`: all faults at once, round after round, and what the books say after each.
 
 A round takes one seed: a producer submits jobs while a nemesis kills, freezes, wipes and spoils; then everything is left
-alone until every job has ended, and the producer's log, the ledger and the sandbox's bill are compared. The exit code is 1
-when an invariant broke; the round's seed replays the nemesis's choices (not the machine's timing).
+alone until every job has ended, and the producer's log, the ledger and the sandbox's bill are compared. A quarter of the jobs
+belongs to a key whose budget runs out meanwhile. The exit code is 1 when an invariant broke; the round's seed replays the
+nemesis's choices (not the machine's timing). `unknown_list` of the JSON names every call that is booked by an estimate.
 """
 
 from __future__ import annotations
@@ -34,12 +35,19 @@ KINDS: Sequence[dict[str, Any]] = (
     {"intent": "extraction", "priority": "lo"},
     {"intent": "reasoning", "priority": "lo"},
 )
+MONEY = ("billed_usd", "unbilled_usd", "unknown_usd", "over_usd")
+CAPPED_SHARE = 0.25
+"""Of the jobs: those under the key."""
+CAPS = {"tenant": "100", "key": "0.02"}
+"""USD a round: the tenant's is never reached, the key's about half-way through the round."""
 
 
 def play_round(scene: Scene, seed: int, seconds: float) -> tuple[Verdict, Counter[str]]:
     """One seed: trouble for `seconds`, peace until all has ended, then the comparison."""
     rng = random.Random(seed)
     scene.begin(latency="fixed:200ms")
+    scene.set_budget("tenant", scene.act, CAPS["tenant"])
+    scene.set_budget("key", scene.capped_key, CAPS["key"], rng.choice(["stop", "cheaper"]))
     nemesis = Nemesis(scene, random.Random(rng.random()))
     stop = threading.Event()
     failed: list[Exception] = []
@@ -54,7 +62,8 @@ def play_round(scene: Scene, seed: int, seconds: float) -> tuple[Verdict, Counte
     thread.start()
     try:
         while thread.is_alive():
-            scene.submit(rng.randint(1, 6), **rng.choice(KINDS))
+            key = scene.capped_key if rng.random() < CAPPED_SHARE else None
+            scene.submit(rng.randint(1, 6), key_id=key, **rng.choice(KINDS))
             time.sleep(rng.uniform(0.0, 0.25))
     finally:
         stop.set()
@@ -82,6 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     money: defaultdict[str, Decimal] = defaultdict(Decimal)
     deeds: Counter[str] = Counter()
     problems: list[str] = []
+    unknown: list[str] = []
     began = time.monotonic()
     print(f"soak: first seed {first}", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
@@ -101,6 +111,7 @@ def main(arguments: Sequence[str]) -> None:
             _add(sums, money, verdict)
             deeds += done
             problems += [f"seed {seed}: {problem}" for problem in verdict.problems]
+            unknown += [f"seed {seed}: {outcome}" for outcome in verdict.unknown]
             print(_line(seed, verdict, time.monotonic() - at), file=sys.stderr, flush=True)
             for text in verdict.problems[:10]:
                 print(f"    {text}", file=sys.stderr, flush=True)
@@ -112,13 +123,13 @@ def main(arguments: Sequence[str]) -> None:
         "minutes": round((time.monotonic() - began) / 60, 1),
         **{name: sums[name] for name in ("jobs", "lost", "duplicated", "unknown")},
         "states": {name.removeprefix("state "): count for name, count in sums.items() if name.startswith("state ")},
-        **{name: str(money[name]) for name in ("billed_usd", "unbilled_usd", "unknown_usd")},
+        **{name: str(money[name]) for name in MONEY},
         "problems": len(problems),
         "restarts": restarts,
         "deeds": dict(deeds),
     }
     if options.json:
-        print(json.dumps(report))
+        print(json.dumps(report | {"problem_list": problems, "unknown_list": unknown}))
     else:
         for key, value in report.items():
             print(f"{key:>14}  {value}")
@@ -128,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
 def _add(sums: Counter[str], money: defaultdict[str, Decimal], verdict: Verdict) -> None:
     sums.update(jobs=verdict.jobs, lost=verdict.lost, duplicated=verdict.duplicated, unknown=len(verdict.unknown))
     sums.update({f"state {state}": count for state, count in verdict.states.items()})
-    for name in ("billed_usd", "unbilled_usd", "unknown_usd"):
+    for name in MONEY:
         money[name] += getattr(verdict, name)
 
 

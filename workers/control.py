@@ -34,6 +34,7 @@ RESCUE_EVERY_S = 1.0
 SHARE_EVERY_S = 2.0
 HEDGE_EVERY_S = 1.0
 RING_EVERY_S = 2.0
+STRAYS_EVERY_S = 5.0
 REPORT_EVERY_S = 2.0
 PURGE_EVERY_S = 30.0
 PURGE_JOBS = 500
@@ -46,7 +47,7 @@ SHORT_QUEUE = 3
 LONG_UNHEARD_S = 5.0
 """After a kill -9 this is how long the doorbells wait that the dead worker had heard and not yet followed."""
 LINES_WITHIN_S = 10.0
-"""When Redis was wiped, the jobs that waited for quota ask again within this time."""
+"""Jobs that waited for quota ask again within this time when Redis was wiped, or when they turn out to stand in no line."""
 
 
 class Control:
@@ -81,6 +82,7 @@ class Control:
             self.rescue: RESCUE_EVERY_S,
             self.hedge: HEDGE_EVERY_S,
             self.ring_again: RING_EVERY_S,
+            self.find_strays: STRAYS_EVERY_S,
             self.report: REPORT_EVERY_S,
             self.purge: PURGE_EVERY_S,
         }
@@ -206,7 +208,7 @@ class Control:
         """Doorbells that were lost: with Redis, with a producer that died before ringing, with a worker's prefetch."""
         wiped = await self._redis_was_wiped()
         if wiped:
-            await self._ledger.fetch(queries.RELEASE_LINES, {"within_s": LINES_WITHIN_S})
+            await self._ledger.fetch(queries.RELEASE_LINES, {"ids": None, "within_s": LINES_WITHIN_S})
         short = await self._short_queues() if not wiped else _provider_queues()
         rows = await self._ledger.fetch(
             queries.STALE,
@@ -221,6 +223,19 @@ class Control:
         crash_point("before_ring_again")
         emit("doorbells.rerung", jobs=len(rows), cause="redis was wiped" if wiped else "not heard")
         await self._ring_routed(rows)
+
+    async def find_strays(self) -> None:
+        """Parked jobs whose place in a line was lost: with the worker or control that died, with Redis's last second."""
+        about = {"within_s": LINES_WITHIN_S}
+        [row] = await self._ledger.fetch(queries.COUNT_IN_LINE, about)
+        # Only a look at the numbers, as a rule; a place that nobody needs any more can hide a stray until it is used up.
+        if not row["n"] or row["n"] <= await self._pump.count():
+            return
+        parked = [row["id"] for row in await self._ledger.fetch(queries.IN_LINE, about)]
+        standing = await self._pump.standing()
+        if strays := [job_id for job_id in parked if job_id not in standing]:
+            await self._ledger.fetch(queries.RELEASE_LINES, {"ids": strays, **about})
+            emit("jobs.strayed", jobs=len(strays))
 
     async def _redis_was_wiped(self) -> bool:
         """Whether the epoch we knew is gone: then every message in Redis is gone with it. Without one at our start, too."""

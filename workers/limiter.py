@@ -490,6 +490,27 @@ class Pump:
                 woken.append((lane, jobs))
         return woken
 
+    async def count(self) -> int:
+        """How many stand in all lines.
+
+        Raises:
+            LimiterAway: Redis does not answer.
+        """
+        return sum([int(await self._ask("ZCARD", line)) for line in await self._lines()])
+
+    async def standing(self) -> set[str]:
+        """The ids of those who stand in all lines.
+
+        Raises:
+            LimiterAway: Redis does not answer.
+        """
+        places = [place for line in await self._lines() for place in await self._ask("ZRANGE", line, 0, -1)]
+        return {place.partition(" ")[0] for place in places}
+
+    async def _lines(self) -> list[str]:
+        lanes: Sequence[str] = await self._ask("HKEYS", LIMIT_LANES_KEY)
+        return [line for member in lanes for line in json.loads(member)[1][2:4]]
+
     async def forget(self, lane: LimitLane, jobs: Sequence[str]) -> None:
         """Jobs that were woken but wait no more (cancelled, finished): nothing is promised to them."""
         if jobs:

@@ -122,6 +122,8 @@ class Runtime:
     """Random per process: a restarted pod must not look like the one whose jobs it left behind."""
     prices: PriceBook = field(init=False)
     ledger: Ledger = field(init=False)
+    lifeline: Ledger = field(init=False)
+    """A connection for the leases alone: renewing them must not stand behind a crowd that claims and settles."""
     writer: Writer = field(init=False)
     till: Till = field(init=False)
     sharing: Sharing = field(init=False)
@@ -162,7 +164,8 @@ class Runtime:
         self.prices = PriceBook(self.policy)
         self.gates = Gates(self.policy)
         self.draining = asyncio.Event()
-        self.ledger = Ledger(self.settings.require_database_url(), pool_size=5)
+        self.ledger = Ledger(self.settings.require_database_url(), pool_size=4)
+        self.lifeline = Ledger(self.settings.require_database_url(), pool_size=1, max_overflow=0)
         self.redis = connect_async(
             self.settings.require_redis_url(), socket_connect_timeout=5, socket_timeout=10, health_check_interval=10
         )
@@ -238,6 +241,7 @@ class Runtime:
         if self.provider_names:
             await self.limiter.close()
         await self.redis.aclose()
+        await self.lifeline.close()
         await self.ledger.close()
         await asyncio.to_thread(self.broker.close)
 
@@ -317,7 +321,7 @@ class Runtime:
             if not held:
                 continue
             try:
-                rows = await self.ledger.fetch(
+                rows = await self.lifeline.fetch(
                     queries.RENEW,
                     {
                         "ids": list(held),

@@ -57,6 +57,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "lease.lost": Event(("job", "attempt")),
     "jobs.rescued": Event(("jobs", "dead"), count="jobs"),
     "jobs.released": Event(("jobs",), count="jobs"),
+    "jobs.strayed": Event(("jobs",), count="jobs"),
     "jobs.parked": Event(("jobs", "lane"), count="jobs"),
     "jobs.hedged": Event(("jobs",), count="jobs"),
     "batch.gathered": Event(("batch", "lane", "rows"), count="rows"),

@@ -100,6 +100,23 @@ async def test_a_lost_workers_call_counts_at_its_estimate_until_the_truth_comes(
     assert await state(ledger, budget) == (Decimal("0.03"), 0)
 
 
+async def test_what_a_call_cost_above_its_reservation_counts_before_it_is_added_up(ledger: Ledger) -> None:
+    await set_budget(ledger, "1")
+    rows, till = await claimed(ledger, 3), Till(ledger)
+    await till.reserve(asks(rows[:2]))
+
+    await settle(ledger, rows[:1], Decimal("0.95"), state=JobState.FAILED, attempt=AttemptState.BROKEN)
+    await settle(ledger, rows[1:2], Decimal("0.01"))  # below its reservation: given back when it is added up
+    [before] = await till.reserve(asks(rows[2:], Decimal("0.04")))
+    while await ledger.fetch(budgets.FOLD):
+        pass
+    [after] = await till.reserve(asks(rows[2:], Decimal("0.04")))
+
+    assert isinstance(before, Denied)
+    assert before.views[0].left_usd == 0
+    assert isinstance(after, Granted)
+
+
 async def test_a_claim_that_is_undone_gives_its_reservation_back(ledger: Ledger) -> None:
     budget = await set_budget(ledger, "5")
     rows = await claimed(ledger, 2)

@@ -8,7 +8,6 @@ the comparison; its invariants are the promises of docs/promises.md.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -32,6 +31,7 @@ from waybill import Client, Job, embedded
 from waybill.cli.up import plan_fleet
 from waybill.embedded.folder import StateFolder
 from waybill.errors import LedgerUnavailable
+from waybill.ledger import budgets
 from waybill.names import LIMIT_PREFIX
 from waybill.settings import Settings
 from workers.limiter import SLOT_LEASE_S
@@ -95,7 +95,7 @@ class Fleet:
             for name in names or self.names:
                 self.until_ready(name)
 
-    def until_ready(self, name: str, timeout_s: float = 60) -> None:
+    def until_ready(self, name: str, timeout_s: float = 120) -> None:
         """Wait until a program serves; its log is in the message if it does not."""
         end = time.monotonic() + timeout_s
         while "worker.ready" not in self.log(name)[self._starts[name] :]:
@@ -194,9 +194,9 @@ class Scene:
         until(self.services_answer, 30, "Postgres and Valkey answer")
         self.sandbox.clear_faults()
         self.fleet.revive()
-        left = [str(row["id"]) for row in self.rows("select id from jobs where finished_at is null")]
-        if left:  # the act before failed
+        if left := self._unfinished():  # the act before failed
             self.client.cancel(*left)
+            until(lambda: not self._unfinished(), 60, "the jobs of the act before are cancelled", self.told)
         until(lambda: self.sandbox.state()["in_flight"] == 0, 30, "the calls of the act before have ended")
         self._forget_quota()
         forget_health(self.redis_url)
@@ -208,6 +208,9 @@ class Scene:
         self._acts += 1
         self.act = f"act{self._acts}"
         self.accepted.clear()
+
+    def _unfinished(self) -> list[str]:
+        return [str(row["id"]) for row in self.rows("select id from jobs where finished_at is null")]
 
     def _forget_quota(self) -> None:
         """What the limiter has learned from the faults of another act is none of this one's business."""
@@ -244,6 +247,27 @@ class Scene:
         with (self.folder / "accepted.log").open("a") as out:
             out.writelines(f"{self.act} {job_id}\n" for job_id in ids)
         return ids
+
+    @property
+    def capped_key(self) -> str:
+        """The key of this act's jobs that a budget is to stop; `submit(key_id=...)`."""
+        return f"{self.act}-capped"
+
+    def set_budget(self, scope: str, subject: str, cap_usd: str, at_cap: str = "stop") -> None:
+        """Give this act's tenant or key a budget."""
+        plain = self.database_url.replace("+psycopg", "")
+        with psycopg.connect(plain, autocommit=True) as connection:
+            connection.execute(
+                budgets.SET,
+                {
+                    "scope": scope,
+                    "subject": subject,
+                    "period": "total",
+                    "cap_usd": Decimal(cap_usd),
+                    "at_cap": at_cap,
+                    "alert_shares": [50, 80, 100],
+                },
+            )
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +313,7 @@ class Scene:
         """Wait until that many calls are under way at the sandbox."""
         until(lambda: self.sandbox.state()["in_flight"] >= count, timeout_s, f"{count} calls under way", self.told)
 
-    def until_final(self, timeout_s: float = 60) -> None:
+    def until_final(self, timeout_s: float = 100) -> None:
         """Wait until every accepted job has ended; a Postgres that is away is waited for."""
 
         def ended() -> bool:
@@ -388,6 +412,8 @@ class Verdict:
     # unknown: billed calls whose attempt carries an estimate, one line each.
     unknown: list[str] = field(default_factory=list)
     unknown_usd: Decimal = Decimal(0)
+    # over_usd: what budgets were passed by, all of it explained by calls that were under way at the cap.
+    over_usd: Decimal = Decimal(0)
     problems: list[str] = field(default_factory=list)
 
     def assert_holds(self) -> None:
@@ -403,6 +429,7 @@ def check(scene: Scene, *, max_attempts: int = 5) -> Verdict:
     _check_jobs(scene, verdict, jobs, max_attempts)
     _check_answers(scene, verdict, jobs, attempts)
     _check_money(scene, verdict, attempts)
+    _check_budgets(scene, verdict)
     _check_leftovers(scene, verdict, attempts)
     return verdict
 
@@ -487,6 +514,42 @@ def _check_money(scene: Scene, verdict: Verdict, attempts: Sequence[Mapping[str,
         verdict.problems.append(f"the bill of ${verdict.billed_usd} differs from the ledger by ${gap}")
 
 
+def _check_budgets(scene: Scene, verdict: Verdict) -> None:
+    """Each budget of the act holds what its calls cost, reserves nothing any more, and was passed by calls under way only.
+
+    A call starts only when spent + reserved + its own amount are within the cap. So what is above the cap at the end is what
+    those under way at the last start cost above what they had reserved.
+    """
+
+    def look() -> list[dict[str, Any]]:
+        return scene.rows(
+            "select b.id, b.scope, b.cap_usd, b.spent_usd, b.reserved_usd, (select count(*) from charges) as charges"
+            " from budgets b where b.subject = any(%s)",
+            [scene.act, scene.capped_key],
+        )
+
+    with contextlib.suppress(AssertionError):  # then what is wrong is said below
+        until(lambda: all(row["reserved_usd"] == row["charges"] == 0 for row in look()), 10, "charges are added up")
+    for budget in look():
+        name = f"the budget of the {budget['scope']} (${budget['cap_usd'].normalize():f})"
+        calls = scene.rows(
+            "select started_at, ended_at, reserved_usd, coalesce(cost_usd, estimate_usd) as usd from attempts"
+            " where %s = any(budgets)",
+            budget["id"],
+        )
+        if budget["reserved_usd"]:
+            verdict.problems.append(f"{name} still has ${budget['reserved_usd']} reserved when all have ended")
+        if budget["spent_usd"] != (cost := sum((row["usd"] for row in calls), Decimal(0))):
+            verdict.problems.append(f"{name} has ${budget['spent_usd']} spent, its calls cost ${cost}")
+        over = budget["spent_usd"] - budget["cap_usd"]
+        if over > 0:
+            last = max(row["started_at"] for row in calls)
+            under_way = [row["usd"] - row["reserved_usd"] for row in calls if row["ended_at"] >= last]
+            verdict.over_usd += over
+            if over > (allowed := sum((usd for usd in under_way if usd > 0), Decimal(0))):
+                verdict.problems.append(f"{name} was passed by ${over}, of which calls under way explain ${allowed}")
+
+
 def _check_leftovers(scene: Scene, verdict: Verdict, attempts: Sequence[Mapping[str, Any]]) -> None:
     """Calls in flight hold leased slots in Redis. Those of a lost worker run out; all others are given back."""
 
@@ -501,7 +564,7 @@ def _check_leftovers(scene: Scene, verdict: Verdict, attempts: Sequence[Mapping[
         return {slot: left_s for slot, left_s in slots.items() if left_s > 0}
 
     lost = {f"{row['job_id']}:{row['number']}" for row in attempts if row["state"] in ("unknown", "fenced")}
-    end = time.monotonic() + 3
+    end = time.monotonic() + 15
     while (slots := held()).keys() - lost and time.monotonic() < end:
         time.sleep(0.05)
     for slot, left_s in slots.items():
@@ -576,23 +639,3 @@ def _commands(settings: Mapping[str, str], workers: Mapping[str, int]) -> dict[s
         os.environ.update(saved)
     commands: dict[str, Sequence[str]] = {program.name: list(program.argv)[3:] for program in plan.programs}
     return commands | {SPARE_CONTROL: commands["control"]}
-
-
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """The figures of a verdict for a report."""
-    shown: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "jobs": verdict.jobs,
-                "states": dict(verdict.states),
-                "lost": verdict.lost,
-                "duplicated": verdict.duplicated,
-                "billed_usd": str(verdict.billed_usd),
-                "unbilled_usd": str(verdict.unbilled_usd),
-                "unknown": len(verdict.unknown),
-                "unknown_usd": str(verdict.unknown_usd),
-                "problems": verdict.problems,
-            }
-        )
-    )
-    return shown

@@ -59,6 +59,8 @@ class Nemesis:
         self._scene, self._rng = scene, rng
         self._broker = Broker(scene.redis_url)
         self.deeds: Counter[str] = Counter()
+        # With a crash point that may not have been passed yet.
+        self._armed: set[str] = set()
         self._choices: tuple[tuple[int, Callable[[], None]], ...] = (
             (4, self.kill_a_worker),
             (3, self.crash_a_worker),
@@ -88,8 +90,10 @@ class Nemesis:
             with contextlib.suppress(redis.RedisError, OSError, LedgerUnavailable, BrokerUnavailable):
                 deed()
             time.sleep(self._rng.uniform(0.1, 1.2))
-            self._scene.fleet.revive()
+            self._armed -= set(self._scene.fleet.revive())
         self._scene.sandbox.clear_faults()
+        for name in self._armed:
+            self._scene.fleet.kill(name)
         self._scene.fleet.revive()
         self._broker.close()
 
@@ -102,6 +106,7 @@ class Nemesis:
         name, point = self._rng.choice(WORKERS), self._rng.choice(CRASH_POINTS)
         self._scene.fleet.kill(name)
         self._scene.fleet.start(name, extra_env={"WAYBILL_CRASH_AT": f"{point}:{self._rng.randint(1, 4)}"})
+        self._armed.add(name)
 
     def freeze_a_worker(self) -> None:
         """SIGSTOP, often for longer than a lease."""

@@ -100,6 +100,7 @@ def _serve(channel: socket.socket) -> None:
                     channel.close()
                     _live(main, order)
                 codes[pid] = -1
+                _ended.pop(pid, None)  # of an earlier child: pids come again
                 answer: int | None = pid
             else:
                 answer = _code(order["poll"], codes)

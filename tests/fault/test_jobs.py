@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from statistics import median
 
 import pytest
 
@@ -50,18 +50,16 @@ def test_r24_cancelled_in_any_state_no_new_call_is_made_and_calls_under_way_are_
 
 def test_r24_a_cancelled_call_ends_within_a_heartbeat(scene: Scene) -> None:
     scene.sandbox.latency("fixed:5s")
-    ids = scene.submit(6, one_by_one=True)
+    ids = scene.submit(3) + scene.submit(3)
     scene.until_calls(6)
 
-    began = time.monotonic()
     scene.client.cancel(*ids)
     scene.until_final()
-    seconds = time.monotonic() - began
     verdict = check(scene)
 
     verdict.assert_holds()
     assert verdict.states == {"cancelled": 6}
-    assert seconds < 4, "the calls were let run to their end"
+    assert not scene.calls(delivered=True), "the calls were let run to their end"
     assert {row["state"] for row in scene.attempts()} == {"cancelled"}
 
 
@@ -144,18 +142,22 @@ def test_r26_a_schema_that_cannot_be_checked_does_not_cost_its_worker(scene: Sce
 
 def test_r17_a_producer_that_submits_while_others_wait_stays_quick(scene: Scene) -> None:
     """One worker's backlog does not hold the producer up: accepting a job is one insert."""
-    scene.sandbox.latency("fixed:300ms")
-    times: list[float] = []
-    background = threading.Thread(target=lambda: scene.submit(400, priority="lo"))
-    background.start()
-    background.join()
 
-    for _ in range(10):
-        began = time.monotonic()
-        scene.submit(1)
-        times.append(time.monotonic() - began)
+    def usual_s() -> float:
+        times = []
+        for _ in range(10):
+            began = time.monotonic()
+            scene.submit(1)
+            times.append(time.monotonic() - began)
+        return median(times)
+
+    scene.sandbox.latency("fixed:300ms")
+    without_s = usual_s()
+    scene.submit(400, priority="lo")
+    with_backlog_s = usual_s()
     scene.until_final()
     verdict = check(scene)
 
     verdict.assert_holds()
-    assert sorted(times)[5] < 0.5
+    # Waiting for only one of the backlog's calls would take 300 ms; an insert takes a few.
+    assert with_backlog_s < 10 * without_s

@@ -14,8 +14,8 @@ from tests.fault.harness import LEASE_S, Scene, check, until
     "number", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL], ids=["fast stop", "immediate stop", "kill -9"]
 )
 def test_r07_postgres_goes_away_and_comes_back_under_load(scene: Scene, number: signal.Signals) -> None:
-    scene.sandbox.latency("fixed:300ms")
-    scene.submit(20, one_by_one=True)
+    scene.sandbox.latency("fixed:1s")
+    scene.submit(20)
     scene.until_calls(2)
 
     scene.kill_service("postgres", number)
@@ -29,8 +29,8 @@ def test_r07_postgres_goes_away_and_comes_back_under_load(scene: Scene, number: 
 
 
 def test_r07_a_ledger_that_is_away_longer_than_a_lease_costs_no_call_twice(scene: Scene) -> None:
-    scene.sandbox.latency("fixed:1s")
-    scene.submit(12, one_by_one=True)
+    scene.sandbox.latency("fixed:3s")
+    scene.submit(12)
     scene.until_calls(12)
 
     with scene.service_down("postgres"):
@@ -71,8 +71,8 @@ def test_r09_all_connections_dropped_again_and_again(scene: Scene) -> None:
 
 
 def test_r07_postgres_that_hangs_loses_nothing(scene: Scene) -> None:
-    scene.sandbox.latency("fixed:300ms")
-    scene.submit(20, one_by_one=True)
+    scene.sandbox.latency("fixed:1s")
+    scene.submit(20)
     scene.until_calls(2)
     pids = _postgres_processes(scene)
 

@@ -58,9 +58,9 @@ def test_r04_redis_is_wiped_under_load(scene: Scene) -> None:
 
 @pytest.mark.parametrize("away_s", [0.0, 3.0])
 def test_r05_redis_is_killed_and_comes_back_empty(scene: Scene, away_s: float) -> None:
-    scene.sandbox.latency("fixed:300ms")
+    scene.sandbox.latency("fixed:1s")
     pids = {name: scene.fleet.pid(name) for name in scene.fleet.names}
-    scene.submit(20, one_by_one=True)
+    scene.submit(20)
     scene.until_calls(2)
 
     with scene.service_down("valkey"):
@@ -94,7 +94,7 @@ def test_r05_a_frozen_redis_holds_nothing_up_for_good(scene: Scene) -> None:
 def test_r05_streamed_answers_survive_the_loss_of_redis(scene: Scene) -> None:
     """Deltas are hints: without Redis nobody sees them, and the answer is in the ledger all the same."""
     scene.sandbox.latency("model:0.5")
-    scene.submit(6, one_by_one=True, stream=True)
+    scene.submit(6, stream=True)
     scene.until_calls(6)
 
     with scene.service_down("valkey"):

@@ -3,7 +3,8 @@
 A reservation is a row: the attempt that has not ended (`attempts.budgets`, `attempts.reserved_usd`). RESERVE checks and
 reserves for many attempts in one statement and holds the budget's row for that statement only. An attempt that ends, in
 whatever way, leaves a row in `charges` (a trigger sees to it); FOLD adds those up. So ending a call takes no lock that
-another call waits for, and a reservation is at worst given back a moment too late, never too early.
+another call waits for, and a reservation is at worst given back a moment too late, never too early. What a call cost above
+its reservation counts from its end on, added up or not.
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ with input as (
     select b.id, b.scope, b.period, b.cap_usd, b.at_cap, b.reserved_usd, b.resets_at,
            case when {_IS_OVER} then 0 else b.spent_usd end as spent_usd
     from budgets b where b.id in (select budget from touched) order by b.id for update
+), unfolded as materialized (
+    -- What ended calls cost above their reservation and FOLD has not added up; control may be away. Never what they cost
+    -- below it: a charge that is folded while this statement waits for its locks is seen twice.
+    select c.budget_id as id, sum(greatest(0, c.spent_usd - c.released_usd)) as usd
+    from charges c where c.budget_id in (select budget from touched) group by c.budget_id
+), counted as (
+    select l.*, l.reserved_usd + coalesce(u.usd, 0) as taken_usd from locked l left join unfolded u on u.id = l.id
 ), added as (
-    select t.id, t.number, t.usd, t.budget, l.scope, l.period, l.cap_usd, l.at_cap, l.spent_usd, l.reserved_usd, l.resets_at,
-           l.cap_usd - l.spent_usd - l.reserved_usd - sum(t.usd) over (partition by t.budget order by t.place) as rest
-    from touched t join locked l on l.id = t.budget where t.id not in (select id from held)
+    select t.id, t.number, t.usd, t.budget, l.scope, l.period, l.cap_usd, l.at_cap, l.spent_usd, l.taken_usd, l.resets_at,
+           l.cap_usd - l.spent_usd - l.taken_usd - sum(t.usd) over (partition by t.budget order by t.place) as rest
+    from touched t join counted l on l.id = t.budget where t.id not in (select id from held)
 ), verdicts as (
     select id, number, usd, bool_and(rest >= 0) as fits, min(rest) + usd as left_usd, array_agg(budget order by budget) as budgets
     from added group by id, number, usd
@@ -58,13 +66,13 @@ from held
 union all
 select v.id::text, true, v.left_usd, null, null, null, null, null, null, null from verdicts v join granted using (id)
 union all
-select a.id::text, false, null, a.scope, a.period, a.cap_usd, a.spent_usd, a.reserved_usd, a.at_cap,
+select a.id::text, false, null, a.scope, a.period, a.cap_usd, a.spent_usd, a.taken_usd, a.at_cap,
        extract(epoch from a.resets_at - now())::float8
 from added a join verdicts v using (id) where not v.fits and a.rest < 0
 """  # noqa: S608  # our own constants, no input
 """Rows: one for each attempt that got its amount in all its budgets, and one for each budget that refused an attempt.
 
-An attempt whose job has no budget gets no row. Indexes budgets_subject and the primary keys.
+An attempt whose job has no budget gets no row. Indexes budgets_subject, charges_budget and the primary keys.
 """
 
 FOLD: Final = f"""

@@ -66,14 +66,14 @@ class Ledger:
     Not to be shared between event loops.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5, connect_timeout_s: int = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 5, max_overflow: int = 5, connect_timeout_s: int = 5) -> None:
         parsed = parse_url(url)
         # A pooler that gives each statement another session knows nothing of statements prepared on the one before.
         pooled = parsed.query.get("pgbouncer") == "true"
         self._engine: AsyncEngine = create_async_engine(
             parsed.difference_update_query(["pgbouncer"]),
             pool_size=pool_size,
-            max_overflow=5,
+            max_overflow=max_overflow,
             pool_timeout=30,
             pool_recycle=1800,
             isolation_level="AUTOCOMMIT",

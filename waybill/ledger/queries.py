@@ -206,6 +206,10 @@ with input as (
     where a.job_id = i.id and a.number = i.number and a.state = 'started'
 )
 select id::text, state from moved
+union all
+-- Sent again after a lost answer: what the first try has parked still has to stand in line.
+select j.id::text, j.state from jobs j join input i using (id)
+where j.state = 'parked' and j.error_code = 'waiting_for_quota' and j.attempt = i.number - 1
 """
 
 # --- control ----------------------------------------------------------------------------------------------------------
@@ -224,12 +228,20 @@ where j.id = any(%(ids)s::uuid[]) and j.state = 'parked' and j.error_code = 'wai
 returning j.id::text, j.state, j.provider, j.priority, j.intent, j.route -> j.route_index::int ->> 'model' as model
 """
 
-# Redis was lost and with it the lines: these jobs ask again, spread over the given time.
+# They stand in a line that was lost, or in none: these jobs (null = all) ask again, spread over the given time.
 RELEASE_LINES: Final = """
 update jobs set not_before = now() + random() * %(within_s)s * interval '1 second'
-where state = 'parked' and error_code = 'waiting_for_quota'
+where state = 'parked' and error_code = 'waiting_for_quota' and (%(ids)s::uuid[] is null or id = any(%(ids)s))
 returning id::text
 """
+
+# Who should stand in a line by now and rely on being woken. Index jobs_parked.
+_IN_LINE = """
+from jobs where state = 'parked' and not_before > now() + %(within_s)s * interval '1 second'
+  and error_code = 'waiting_for_quota' and published_at < now() - interval '5 seconds'
+"""
+COUNT_IN_LINE: Final = f"select count(*) as n {_IN_LINE}"
+IN_LINE: Final = f"select id::text {_IN_LINE}"
 
 RESCUE: Final = """
 with lost as (

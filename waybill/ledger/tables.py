@@ -440,6 +440,7 @@ class Charge(Base):
     """How one attempt changes one budget, until it is added up."""
 
     __tablename__ = "charges"
+    __table_args__ = (Index("charges_budget", "budget_id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     budget_id: Mapped[int] = mapped_column(BigInteger)
