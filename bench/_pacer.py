@@ -1,4 +1,4 @@
-"""A provider for bench/latency.py: streams of chunks at an exact pace, each with the time at which it was sent."""
+"""A provider for bench/latency.py and memory.py: streams of chunks at an exact pace, each with the time it was sent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CHUNKS = 50
 _USAGE = {"prompt_tokens": 10, "completion_tokens": CHUNKS, "total_tokens": 10 + CHUNKS}
 
 
-def pacer(pause_s: float) -> Any:
-    """An ASGI application that answers every POST with `CHUNKS` chunks, `pause_s` apart."""
+def pacer(pause_s: float, chunks: int = CHUNKS, filling: int = 0) -> Any:
+    """An ASGI application that answers every POST with so many chunks, `pause_s` apart, each with `filling` more bytes."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -35,9 +35,9 @@ def pacer(pause_s: float) -> Any:
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         start = time.monotonic()
-        for number in range(CHUNKS):
+        for number in range(chunks):
             await asyncio.sleep(max(0.0, start + (number + 1) * pause_s - time.monotonic()))
-            await say(chunk({"content": f"{number} {time.time():.6f} "}))
+            await say(chunk({"content": f"{number} {time.time():.6f} {'x' * filling}"}))
         await say(chunk({}, "stop"))
         await say({**base, "choices": [], "usage": _USAGE})
         await say("[DONE]")
@@ -47,4 +47,5 @@ def pacer(pause_s: float) -> Any:
 
 
 if __name__ == "__main__":
-    uvicorn.run(pacer(float(sys.argv[2])), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    made = pacer(float(sys.argv[2]), *map(int, sys.argv[3:]))
+    uvicorn.run(made, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")

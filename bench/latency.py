@@ -123,10 +123,12 @@ async def many_streams(url: str, streams: int) -> dict[str, Any]:
 
 
 @contextmanager
-def pacing(pause_s: float) -> Iterator[str]:
+def pacing(pause_s: float, *more: int) -> Iterator[str]:
     """The pacing provider as a process of its own."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "bench._pacer", str(port), str(pause_s)], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench._pacer", str(port), str(pause_s), *map(str, more)], cwd=ROOT
+    )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

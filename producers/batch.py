@@ -23,7 +23,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
+import psycopg
 
 from policies.goodenough import check_schema
 from policies.policyfile import Policy
@@ -373,8 +373,8 @@ async def check_services(client: AsyncClient) -> None:
         rows = await client.ledger.fetch(reports.REVISION)
     except LedgerUnavailable as exc:
         raise LedgerUnavailable(f"{exc}; start it, or correct WAYBILL_DATABASE_URL") from None
-    except DBAPIError as exc:
-        line = str(exc.orig).strip().splitlines()[0]
+    except psycopg.Error as exc:
+        line = str(exc).strip().splitlines()[0]
         raise Refused(f"Postgres refuses us: {line}; correct WAYBILL_DATABASE_URL") from None
     if not rows[0]["there"]:
         raise Refused("the ledger has no tables yet; run `waybill db upgrade`")

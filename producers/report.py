@@ -16,9 +16,9 @@ from waybill.ledger import reports
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from sqlalchemy.engine import RowMapping
 
-    _Row = RowMapping | Mapping[str, Any]
+    from waybill.ledger.engine import Row
+
 
 _SUMMED = (
     "answered", "attempts", "input_tokens", "output_tokens", "usd", "estimated_usd", "flagship_usd", "unpriced",
@@ -54,7 +54,7 @@ class Sums:
     response_cache_usd: Decimal = Decimal(0)
     unused_usd: Decimal = Decimal(0)
 
-    def add(self, other: _Row | Sums) -> None:
+    def add(self, other: Row | Sums) -> None:
         """Add a row of LANE_TOTALS, or other sums."""
         for name in _SUMMED:
             value = getattr(other, name) if isinstance(other, Sums) else other[name]
@@ -77,7 +77,7 @@ class Totals:
     first_s: float | None = None
     last_s: float | None = None
 
-    def add(self, lanes: Sequence[_Row], jobs: Sequence[_Row]) -> None:
+    def add(self, lanes: Sequence[Row], jobs: Sequence[Row]) -> None:
         """Add the rows of LANE_TOTALS and JOB_TOTALS."""
         for row in lanes:
             self.lanes.setdefault((row["intent"], row["model"], row["service"]), Sums()).add(row)

@@ -44,10 +44,9 @@ from waybill.settings import Settings
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-    from sqlalchemy.engine import RowMapping
 
     from waybill.broker import Broker
-    from waybill.ledger.engine import Ledger
+    from waybill.ledger.engine import Ledger, Row
 
 T = TypeVar("T")
 
@@ -635,7 +634,7 @@ async def _quietly(work: Awaitable[Any]) -> bool:
 _ERRORS: dict[JobState, type[JobError]] = {JobState.DEAD: JobDead, JobState.CANCELLED: JobCancelled}
 
 
-def _outcome(row: RowMapping) -> Outcome:
+def _outcome(row: Row) -> Outcome:
     state = JobState(row["state"])
     assert state in FINAL_STATES
     usd = None if row["unpriced"] else (row["usd"] if row["usd"] is not None else 0)
@@ -661,7 +660,7 @@ def _outcome(row: RowMapping) -> Outcome:
     )
 
 
-def _result(row: RowMapping, usd: Any) -> Result:
+def _result(row: Row, usd: Any) -> Result:
     body = json.loads(row["body"])
     payload = json.loads(row["payload"]) if row["payload"] else {}
     finished_at: datetime = row["finished_at"]

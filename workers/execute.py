@@ -17,8 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy.engine import RowMapping
-
 from policies.dialects.carry import said
 from policies.fallback import decide
 from waybill.bells import hear, ring_quickly
@@ -26,6 +24,7 @@ from waybill.broker import execute_doorbells
 from waybill.contract import Job, JobState
 from waybill.errors import Broken, ProviderError, Rejected, Throttled
 from waybill.ledger import queries
+from waybill.ledger.engine import Row
 from waybill.names import provider_queue
 from workers.admission import admit, give_back, park
 from workers.affording import afford
@@ -108,7 +107,7 @@ async def hear_urgent(runtime: Runtime, queues: Sequence[str]) -> None:
             task.add_done_callback(runtime.urgent.discard)
 
 
-async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[RowMapping]:
+async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row]:
     """Take the jobs under a lease, count the attempt and write its row. The message is only a hint; the rows decide."""
     crash_point("before_claim")
     rows = await runtime.ledger.fetch_patiently(

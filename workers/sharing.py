@@ -20,7 +20,8 @@ from workers.telemetry import emit
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-    from sqlalchemy.engine import RowMapping
+
+    from waybill.ledger.engine import Row
 
 AT_ONCE: Final = 500
 
@@ -72,7 +73,7 @@ class Sharing:
                 emit("service.away", service="broker", error=str(exc))
         return len(rows)
 
-    async def _post(self, rows: Sequence[RowMapping]) -> None:
+    async def _post(self, rows: Sequence[Row]) -> None:
         """Tell the gateways that wait; whoever this does not reach looks into the ledger."""
         outbox = Outbox(self.redis)
         outbox.start()

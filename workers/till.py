@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy.engine import RowMapping
-from sqlalchemy.exc import DBAPIError
+import psycopg
 
 from policies.budgets import AtCap, View
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import budgets
-from waybill.ledger.engine import Ledger
+from waybill.ledger.engine import Ledger, Row
 
 MOST_AT_ONCE = 500
 
@@ -74,7 +73,7 @@ class Till:
                 for _, future in batch:
                     future.cancel()
                 raise
-            except (DBAPIError, LedgerUnavailable) as exc:  # a bug, or we are being stopped: those who asked hear it
+            except (psycopg.Error, LedgerUnavailable) as exc:  # a bug, or we are being stopped: those who asked hear it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(exc)
@@ -94,7 +93,7 @@ def parameters(asks: Sequence[Reserving]) -> dict[str, list[object]]:
     }
 
 
-def verdicts(rows: Sequence[RowMapping]) -> Mapping[str, Verdict]:
+def verdicts(rows: Sequence[Row]) -> Mapping[str, Verdict]:
     """By job id, from the rows of budgets.RESERVE."""
     found: dict[str, Verdict] = {}
     for row in rows:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy.exc import DBAPIError
+import psycopg
 
 from waybill.contract import AttemptState, CostSource, JobState, Usage
 from waybill.ledger import queries
@@ -134,11 +134,9 @@ class Writer:
     async def _write(self, batch: Sequence[tuple[Settlement, asyncio.Future[JobState | None]]]) -> None:
         try:
             rows = await self._ledger.fetch_patiently(queries.SETTLE, parameters([s for s, _ in batch]))
-        except DBAPIError as exc:
+        except psycopg.Error as exc:
             if len(batch) == 1:
-                log.error(
-                    "the ledger refuses the settlement of job %s: %s", batch[0][0].job_id, type(exc.orig).__name__
-                )
+                log.error("the ledger refuses the settlement of job %s: %s", batch[0][0].job_id, type(exc).__name__)
                 batch[0][1].set_exception(exc)
                 return
             middle = len(batch) // 2

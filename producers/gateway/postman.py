@@ -21,9 +21,7 @@ from waybill.ledger import webhooks
 from waybill.webhooks import sign
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import RowMapping
-
-    from waybill.ledger.engine import Ledger
+    from waybill.ledger.engine import Ledger, Row
 
 log = logging.getLogger("waybill.gateway")
 
@@ -86,7 +84,7 @@ class Postman:
         await asyncio.gather(*(self._deliver(row) for row in due))
         return len(due)
 
-    async def _deliver(self, row: RowMapping) -> None:
+    async def _deliver(self, row: Row) -> None:
         body = row["payload"].encode()
         timestamp = int(time.time())
         headers = {

@@ -6,8 +6,8 @@ import asyncio
 import ipaddress
 import logging
 
+import psycopg
 import uvicorn
-from sqlalchemy.exc import DBAPIError
 
 from policies.policyfile import Policy
 from producers.gateway.address import networks
@@ -69,7 +69,7 @@ def _require_keys(settings: Settings) -> None:
         found = asyncio.run(exist())
     except LedgerUnavailable as exc:
         raise ConfigError(f"{where} the ledger, which has the keys, cannot be asked: {exc}") from None
-    except DBAPIError:
+    except psycopg.Error:
         raise ConfigError(f"{where} this ledger has no table of keys; run `waybill db upgrade`") from None
     if not found:
         raise ConfigError(f"{where} there are no keys; make one with `waybill keys create TENANT`, or use 127.0.0.1")

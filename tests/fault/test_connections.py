@@ -55,7 +55,7 @@ async def test_r07_a_pool_with_no_connection_left_says_later_and_not_that_there_
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(database_url, pool_size=1)
-    monkeypatch.setattr(ledger._engine.pool, "_timeout", 0.2)
+    monkeypatch.setattr(ledger._pool, "wait_s", 0.2)
 
     asked = [asyncio.create_task(ledger.fetch(SLEEP)) for _ in range(8)]
     ended = await asyncio.gather(*asked, return_exceptions=True)

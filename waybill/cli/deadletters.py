@@ -11,7 +11,7 @@ import click
 from waybill.cli.desk import Desk, at_desk, find_job, refuse
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import RowMapping
+    from waybill.ledger.engine import Row
 
 
 @click.group()
@@ -39,7 +39,7 @@ def dlq_list(failed: bool, code: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest first, and how many there are of each error code."""
     from waybill.ledger import oncall
 
-    async def work(desk: Desk) -> tuple[Sequence[RowMapping], Sequence[RowMapping]]:
+    async def work(desk: Desk) -> tuple[Sequence[Row], Sequence[Row]]:
         states = _states(failed)
         rows = await desk.ask(oncall.DEAD_LETTERS, {"states": states, "code": code, "ids": None, "limit": limit})
         return rows, await desk.ask(oncall.DEAD_BY_CODE, {"states": states})

@@ -18,10 +18,8 @@ from waybill.redislink import connect_async
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import RowMapping
-
     from waybill.broker import Doorbell
-    from waybill.ledger.engine import Ledger
+    from waybill.ledger.engine import Ledger, Row
 
 T = TypeVar("T")
 
@@ -36,7 +34,7 @@ class Desk:
     redis_url: str | None
     settings: Settings
 
-    async def ask(self, sql: str, params: Mapping[str, Any] | None = None) -> Sequence[RowMapping]:
+    async def ask(self, sql: str, params: Mapping[str, Any] | None = None) -> Sequence[Row]:
         """Run a statement; one that met a deadlock with the fleet's own is tried again."""
         for attempt in range(_TRIES):
             try:
@@ -88,16 +86,14 @@ def at_desk(work: Callable[[Desk], Awaitable[T]]) -> T:
         found = None  # only one of the two is named; the ledger alone will do
 
     async def run(database_url: str, redis_url: str | None) -> T:
-        from sqlalchemy.exc import ProgrammingError
+        from psycopg.errors import UndefinedTable
 
         from waybill.ledger.engine import Ledger
 
         ledger = Ledger(database_url, pool_size=2)
         try:
             return await work(Desk(ledger, redis_url, settings))
-        except ProgrammingError as exc:
-            if "UndefinedTable" not in type(exc.orig).__name__:
-                raise
+        except UndefinedTable:
             raise ConfigError("this ledger lacks tables that this code needs; run `waybill db upgrade`") from None
         finally:
             await ledger.close()

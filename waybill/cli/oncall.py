@@ -16,7 +16,7 @@ from waybill.names import HEALTH_KEY, PROVIDERS
 from waybill.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import RowMapping
+    from waybill.ledger.engine import Row
 
 SPREAD_S: Final = 5.0
 """Parked jobs that are let go ask again within this time, not all at once."""
@@ -138,7 +138,7 @@ async def _pause(desk: Desk, name: str, reason: str) -> str:
     return f"intent {name} is paused. Undo: waybill resume {name}"
 
 
-async def _find_run(desk: Desk, name: str) -> RowMapping | None:
+async def _find_run(desk: Desk, name: str) -> Row | None:
     """The run of an id (or its first 8 characters) or a name; None when there is none."""
     from waybill.ledger import oncall
 
@@ -197,13 +197,13 @@ async def _cancel(desk: Desk, name: str) -> str:
     return f"job {job_id}: {_told(rows)}"
 
 
-def _told(rows: Sequence[RowMapping]) -> str:
+def _told(rows: Sequence[Row]) -> str:
     running = sum(row["state"] == "running" for row in rows)
     line = f"{len(rows) - running} cancelled"
     return line + (f", {running} with a call under way are broken off within seconds" if running else "")
 
 
-async def _tell_waiting(desk: Desk, rows: Sequence[RowMapping]) -> None:
+async def _tell_waiting(desk: Desk, rows: Sequence[Row]) -> None:
     """Wake clients that wait for these jobs. A hint: they look by themselves, too."""
     from redis.exceptions import RedisError
 

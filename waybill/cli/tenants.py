@@ -16,10 +16,10 @@ from waybill.ledger import budgets as spending
 from waybill.ledger import keys as keyring
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import RowMapping
+    from waybill.ledger.engine import Row
 
 
-def _json(rows: Sequence[RowMapping]) -> str:
+def _json(rows: Sequence[Row]) -> str:
     return json.dumps([dict(row) for row in rows], default=str)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy.exc import IntegrityError
+from psycopg import IntegrityError
 
 from policies.batching import backoff_s
 from policies.health import Seen
