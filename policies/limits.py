@@ -142,7 +142,7 @@ class Verdict:
 
 ADMITTED: Final = Verdict("admitted")
 BUSY_WAIT_US: Final = 50_000
-Outcome = Literal["ok", "throttled", "overloaded", "failed", "unused"]
+Outcome = Literal["begun", "ok", "done", "throttled", "overloaded", "failed", "unused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,8 @@ class Settlement:
         slot: Name of the reservation.
         reserved: What it took.
         used_input, used_output: What the provider counted; Claude's cache reads are not in it, OpenAI's are.
-        outcome: `throttled` = 429, `overloaded` = 529 and 503, `failed` = anything else, `unused` = no call was made.
+        outcome: `begun` = a streamed answer begins: the provider has taken the call, which goes on; `done` = the end of one
+            whose beginning was told; `throttled` = 429, `overloaded` = 529 and 503, `failed` = anything else, `unused` = no call was made.
         retry_us: How long the provider asked to be left alone, jitter included; 0 = not said.
         told: Its headers.
         ticket: From the reservation.
@@ -339,16 +340,19 @@ class Bucket:
 
         A slot that is gone (its lease expired, or it was settled before) gives nothing back: a settlement that arrives
         twice must not refund twice. Headers of such a call are still read.
+
+        That a call was taken, and the headers, are known when its answer begins: a lane is not held at a few calls until
+        the first long answer has ended. The first level told then counts the call itself twice, until it ends.
         """
         self.refill(now)
-        if self.slots.pop(ended.slot, None) is not None:
+        if ended.outcome != "begun" and self.slots.pop(ended.slot, None) is not None:
             self._refund(ended)
         if ended.outcome == "unused":
             return
         for d in MEASURED:
             self._learn_limit(d, ended.told)
         for d in MEASURED:
-            if ended.outcome == "ok" and d in ended.told.remaining and self.limit(d):
+            if ended.outcome in ("ok", "begun") and d in ended.told.remaining and self.limit(d):
                 self._lower(d, ended.told.remaining[d], ended.ticket)
         self._adapt(ended, now)
 
@@ -413,8 +417,8 @@ class Bucket:
         self.gaps.pop(d, None)
 
     def _adapt(self, ended: Settlement, now: int) -> None:
-        if ended.outcome == "ok":
-            self._grow()
+        if ended.outcome in ("ok", "begun"):
+            self._grow(2 if ended.outcome == "begun" else 1)
             return
         if ended.outcome not in ("throttled", "overloaded"):
             return
@@ -427,9 +431,10 @@ class Bucket:
         if ended.outcome == "throttled":
             self._empty(ended)
 
-    def _grow(self) -> None:
+    def _grow(self, by: int) -> None:
         self.is_known = True
-        # A provider that tells no limits is felt for: one more with each success until it first complains.
+        # A provider that tells no limits is felt for: one more with each success until it first complains,
+        # two with each that begins, for that one keeps its place. So what is under way doubles with each round.
         feeling = self.cut_at == 0 and not any(self.limit(d) for d in MEASURED)
         if self.cap is None:
             if not feeling:
@@ -437,7 +442,7 @@ class Bucket:
             self.cap = float(COLD_IN_FLIGHT)
         self.wins += 1
         if feeling or self.wins >= WINS_PER_STEP:
-            self.cap, self.wins = min(float(self.spec.in_flight), self.cap + 1), 0
+            self.cap, self.wins = min(float(self.spec.in_flight), self.cap + (by if feeling else 1)), 0
 
     def _empty(self, ended: Settlement) -> None:
         """After a 429 our level was wrong: at the end of the wait just this call fits, and the lane starts from there."""

@@ -33,7 +33,7 @@ from workers.concluding import conclude, interrupted, price
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
 from workers.preparing import prepare
-from workers.providers.base import Answer, Call, Frames
+from workers.providers.base import Answer, Call, Frames, Limits
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.settling import settlement_of
@@ -183,7 +183,7 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     try:
         # A leader is streamed too: the others are let go when its answer begins, not when it ends.
         if (attempt.job.stream and not attempt.is_gated) or attempt.leads is not None:
-            attempt.answer = await _stream(runtime, attempt, attempt.call)
+            attempt.answer = await _stream(runtime, attempt, _telling(runtime, attempt, attempt.call))
         else:
             attempt.answer = await provider.call(attempt.call)
     except ProviderError as exc:
@@ -201,6 +201,20 @@ def _texts(job: Job) -> list[str]:
     """What was asked, in pieces."""
     wire = () if job.wire is None else said(job.wire.body)
     return [job.prompt, job.system or "", *(turn.content for turn in job.messages), *wire]
+
+
+def _telling(runtime: Runtime, attempt: Attempt, call: Call) -> Call:
+    """The call, telling the limiter when its answer begins: a long one must not hold up those that follow."""
+    grant, tell_prefix = attempt.grant, call.on_begin
+    if grant is None:
+        return call
+
+    def begun(limits: Limits) -> None:
+        runtime.limiter.begun(grant, limits)
+        if tell_prefix is not None:
+            tell_prefix(limits)
+
+    return replace(call, on_begin=begun)
 
 
 async def _stream(runtime: Runtime, attempt: Attempt, call: Call) -> Answer:

@@ -218,7 +218,7 @@ local function lower(d, remaining, level, reserved, lowered)
   if get('c' .. d) >= AGREE then take_off(d, math.max(0, get('m' .. d))) end
 end
 
-local function grow()
+local function grow(by)
   put('known', 1)
   local cap, feeling = get('cap'), get('cut') == nil
   for _, d in ipairs(MEASURED) do
@@ -230,20 +230,23 @@ local function grow()
     put('cap', cap)
   end
   put('wins', (get('wins') or 0) + 1)
-  if feeling or get('wins') >= STEP then put('cap', math.min(lane.most, cap + 1)); put('wins', 0) end
+  if feeling or get('wins') >= STEP then put('cap', math.min(lane.most, cap + (feeling and by or 1))); put('wins', 0) end
 end
 
 -- settle: [[slot, input, output, used input, used output, outcome, retry, limits, remaining, ticket], ...]; limits and
--- remaining are lists in the order of MEASURED, 0 and -1 = not said. Outcomes: ok throttled overloaded failed unused.
+-- remaining are lists in the order of MEASURED, 0 and -1 = not said. Outcomes: begun ok
+-- done throttled overloaded failed unused.
 local function settle()
   refill()
   for _, ended in ipairs(ask) do
     local slot, input, output, outcome, retry = ended[1], ended[2], ended[3], ended[6], ended[7]
     -- A slot that is gone gives nothing back: a settlement that is sent twice must not refund twice.
-    if redis.call('ZREM', KEYS[2], slot) == 1 then refund(input, output, ended[4], ended[5], outcome == 'unused') end
+    if outcome ~= 'begun' and redis.call('ZREM', KEYS[2], slot) == 1 then
+      refund(input, output, ended[4], ended[5], outcome == 'unused')
+    end
     if outcome ~= 'unused' then
       for n, d in ipairs(MEASURED) do learn_limit(d, ended[8][n], ended[9][n]) end
-      if outcome == 'ok' then
+      if outcome == 'ok' or outcome == 'begun' then
         local levels = {}
         for d, level, reserved, lowered in string.gmatch(ended[10], '(%a):([^: ]+):([^: ]+):([^: ]+)') do
           levels[d] = {tonumber(level), tonumber(reserved), tonumber(lowered)}
@@ -251,7 +254,7 @@ local function settle()
         for n, d in ipairs(MEASURED) do
           if ended[9][n] >= 0 and limit(d) > 0 and levels[d] then lower(d, ended[9][n], unpack(levels[d])) end
         end
-        grow()
+        grow(outcome == 'begun' and 2 or 1)
       elseif outcome == 'throttled' or outcome == 'overloaded' then
         if now - (get('cut') or 0) >= CUT_US then
           local under_way = redis.call('ZCARD', KEYS[2]) + 1

@@ -233,6 +233,7 @@ class Limiter:
         self._prefix = f"{LIMIT_PREFIX}{scope}:" if scope else LIMIT_PREFIX
         self._lanes: dict[tuple[str, str, str], LimitLane] = {}
         self._held: dict[str, Grant] = {}
+        self._begun: set[str] = set()
         self._pending: deque[_Pending] = deque()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -308,6 +309,19 @@ class Limiter:
         """Tell how an admitted call ended. Returns at once; it is sent with others that end at about the same time."""
         if self._held.pop(grant.slot, None) is None:
             return
+        if grant.slot in self._begun:
+            self._begun.discard(grant.slot)
+            if ended.outcome == "ok":  # all that its headers and its success say has been told
+                ended = Ended("done", ended.used_input, ended.used_output)
+        self._tell(grant, ended)
+
+    def begun(self, grant: Grant, limits: Limits) -> None:
+        """Tell that the answer to an admitted call begins, with what its headers say. Returns at once."""
+        if grant.slot in self._held and grant.slot not in self._begun:
+            self._begun.add(grant.slot)
+            self._tell(grant, Ended("begun", limits=limits))
+
+    def _tell(self, grant: Grant, ended: Ended) -> None:
         jitter = 1 + 0.1 * random.random()
         limits, remaining = _said(ended.limits)
         entry = [

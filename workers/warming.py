@@ -44,7 +44,7 @@ async def warm(runtime: Runtime, attempt: Attempt) -> None:
             if not found.mark and model.caching != "implicit":
                 abandon(runtime, attempt)
     attempt.prefix_name = name
-    attempt.call = replace(call, caching=found, on_begin=lambda: _begun(runtime, attempt, name, found))
+    attempt.call = replace(call, caching=found, on_begin=lambda _: _begun(runtime, attempt, name, found))
 
 
 def abandon(runtime: Runtime, attempt: Attempt) -> None:

@@ -94,6 +94,31 @@ async def test_few_calls_before_the_first_answer_and_its_headers_tell_the_limits
     assert second.verdicts[1].wait_s == pytest.approx(10, abs=1)
 
 
+async def test_the_limits_are_known_when_an_answer_begins_and_its_slot_is_held_until_it_ends(
+    limiter: Limiter, redis_url: str
+) -> None:
+    lane = limiter.lane("openai", "acct", "gpt-6-luna")
+    first = await limiter.reserve(lane, wanted(*"abcd"), is_batch=False)
+    told = Limits(requests_remaining=96, tokens_remaining=90_000, requests_limit=100, tokens_limit=100_000)
+    limiter.begun(first.grants["a:1"], told)
+    limiter.begun(first.grants["a:1"], told)
+    await limiter.settled()
+
+    second = await limiter.reserve(lane, wanted(*"efghij"), is_batch=False)
+    with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+        held = set(server.zrange(lane.keys[1], 0, -1))  # type: ignore[arg-type]
+        wins = server.hget(lane.keys[0], "wins")
+        limiter.settle(first.grants["a:1"], Ended("ok", 10, 10))
+        await limiter.settled()
+        left = set(server.zrange(lane.keys[1], 0, -1))  # type: ignore[arg-type]
+        wins_at_the_end = server.hget(lane.keys[0], "wins")
+
+    assert kinds(second) == ["admitted"] * 6
+    assert held == {f"{name}:1" for name in "abcdefghij"}
+    assert left == held - {"a:1"}
+    assert wins_at_the_end == wins
+
+
 async def test_a_retry_after_blocks_the_lane_for_every_process(limiter: Limiter, redis_url: str) -> None:
     lane = await warm(limiter, "claude-haiku-5-5")
     found = await limiter.reserve(lane, wanted("a", "b"), is_batch=False)

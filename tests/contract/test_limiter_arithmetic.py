@@ -72,7 +72,7 @@ settles = st.tuples(
     st.integers(0, 40_000_000),
     st.integers(0, 50),
     st.tuples(st.integers(0, 500), st.integers(0, 400)),
-    st.sampled_from(["ok", "ok", "ok", "throttled", "overloaded", "failed", "unused"]),
+    st.sampled_from(["ok", "ok", "begun", "done", "throttled", "overloaded", "failed", "unused"]),
     st.tuples(st.sampled_from([0, 500_000, 3_000_000]), tolds),
 )
 long_pauses = st.tuples(st.just("pause"), st.sampled_from([60_000_000, 901_000_000]))
@@ -113,7 +113,9 @@ class Both:
     def settle(self, pick: int, used: tuple[int, int], outcome: Any, retry: int, told: Told) -> None:
         if not self.open:
             return
-        slot, need, ticket, text = self.open.pop(pick % len(self.open))
+        slot, need, ticket, text = self.open[pick % len(self.open)]
+        if outcome != "begun":
+            del self.open[pick % len(self.open)]
         self.model.settle(
             Settlement(slot, need, used[0], used[1], outcome, retry, told, ticket),
             now=self.now,

@@ -271,6 +271,25 @@ def test_a_provider_without_limits_in_its_headers_is_felt_for() -> None:
     assert sizes == [4, 8, 16, 32]
 
 
+def test_a_lane_opens_as_answers_begin_and_not_only_as_they_end() -> None:
+    bucket = Bucket(LimitSpec())
+    under_way = 0
+    for round_number in range(4):
+        calls = [(f"{round_number}:{n}", Need(1, 1)) for n in range(1000)]
+        verdicts, _ = bucket.reserve(calls, is_batch=False, now=NOW)
+        admitted = [slot for (slot, _), verdict in zip(calls, verdicts, strict=True) if verdict.kind == "admitted"]
+        under_way += len(admitted)
+        for slot in admitted:
+            bucket.settle(Settlement(slot, Need(1, 1), 0, 0, "begun"), now=NOW)
+    assert len(bucket.slots) == under_way == 4 + 8 + 16 + 32
+
+    most = bucket.most_in_flight()
+    for slot in list(bucket.slots):
+        bucket.settle(Settlement(slot, Need(1, 1), 1, 1, "done"), now=NOW)
+    assert not bucket.slots
+    assert bucket.most_in_flight() == most  # its end is not another success
+
+
 def test_slots_of_a_lost_worker_are_free_again_after_their_lease() -> None:
     bucket = warm(LimitSpec(in_flight=2))
     now = NOW + 600 * SECOND

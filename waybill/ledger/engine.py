@@ -95,7 +95,7 @@ class _Pool:
             connection, born = await self._take()
             try:
                 cursor = await connection.execute(sql, params)
-                rows = await cursor.fetchall() if cursor.description else ()
+                rows = await cursor.fetchall() if cursor.description is not None else ()
             except BaseException as exc:
                 await self._after(exc, connection, born)
                 raise

@@ -120,6 +120,7 @@ class AnthropicProvider:
                 stream = await raw.parse(to=AsyncStream[object])
             headers = wire.plain_headers(raw.http_response)
             progress.request_id = headers.get("request-id")
+            progress.limits = anthropic_limits(headers)
             wire.check_content_type(headers, "text/event-stream", progress)
             reply = _Reply(progress)
             async for event in wire.Events(stream, call, progress):
@@ -151,6 +152,7 @@ class AnthropicProvider:
             reply=lambda _, progress: _Reply(progress),
             whole=lambda _, call, body, headers, progress: _whole(call, body, headers, progress),
             answer=lambda reply, _, headers: reply.answer(headers),
+            limits=anthropic_limits,
         )
 
     async def _send(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> httpx2.Response:

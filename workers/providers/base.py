@@ -51,7 +51,7 @@ class Call:
         timeout_s: Total time of the call.
         idle_timeout_s: Longest silence between two events of a stream.
         caching: What the provider's prompt cache is to keep; None = nothing was decided, and nothing is said about it.
-        on_begin: Called when a streamed answer begins; never for one that comes whole.
+        on_begin: Called when a streamed answer begins, with its headers' limits; never for one that comes whole.
         job_id: For the provider's log: sent as the header `x-waybill-job`.
         attempt: Sent as `x-waybill-attempt`.
     """
@@ -69,7 +69,7 @@ class Call:
     timeout_s: float = 600
     idle_timeout_s: float = 60
     caching: Caching | None = None
-    on_begin: Callable[[], None] | None = field(default=None, compare=False)
+    on_begin: Callable[[Limits], None] | None = field(default=None, compare=False)
     job_id: str = ""
     attempt: int = 1
 

@@ -132,6 +132,7 @@ class OpenAIProvider:
                 )
             headers = wire.plain_headers(stream.response)
             progress.request_id = headers.get("x-request-id")
+            progress.limits = openai_limits(headers)
             wire.check_content_type(headers, "text/event-stream", progress)
             reply = _Reply(progress)
             async for event in wire.Events(stream, call, progress):
@@ -191,6 +192,7 @@ class OpenAIProvider:
             reply=reply,
             whole=whole,
             answer=answer,
+            limits=openai_limits,
             compatible=self._compatible,
             model_name=self._model_name,
         )

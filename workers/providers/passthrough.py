@@ -20,7 +20,7 @@ from policies.dialects.carry import READERS, WRITERS, Carried, carry, read
 from policies.dialects.neutral import Counts, Dialect, End, Image, Piece, Prompt, Text, TextPiece, Unsupported
 from waybill.contract import Message, Usage
 from workers.providers import wire
-from workers.providers.base import Answer, Call, Frames, Stop
+from workers.providers.base import Answer, Call, Frames, Limits, Stop
 from workers.providers.errors import Said, refused
 from workers.providers.failures import failure
 from workers.providers.wire import Progress
@@ -47,6 +47,7 @@ class Lane:
         reply: (dialect, progress) -> a fresh reply.
         whole: (dialect, call, body, headers, progress) -> the checked answer of a body that was not streamed.
         answer: (reply, call, headers) -> the checked answer of a stream.
+        limits: (headers) -> what they say of the provider's limits.
         compatible: An OpenAI-compatible server that is not OpenAI's.
         model_name: What the server calls its model; None = the catalogue's id.
     """
@@ -57,6 +58,7 @@ class Lane:
     reply: Callable[[Dialect, Progress], Any]
     whole: Callable[[Dialect, Call, dict[str, Any], Mapping[str, str], Progress], Answer]
     answer: Callable[[Any, Call, Mapping[str, str]], Answer]
+    limits: Callable[[Mapping[str, str]], Limits]
     compatible: bool = False
     model_name: str | None = None
 
@@ -163,6 +165,7 @@ async def stream_frames(lane: Lane, call: Call, progress: Progress) -> AsyncIter
             stream = await lane.open(PATHS[sent.dialect], body, headers_of(call, sent))
         headers = wire.plain_headers(stream.response)
         progress.request_id = next((headers[name] for name in _ID_HEADERS if name in headers), None)
+        progress.limits = lane.limits(headers)
         wire.check_content_type(headers, "text/event-stream", progress)
         passage = _Passage(call, sent, lane.reply(sent.dialect, progress), progress)
         cutter = sse.Frames()

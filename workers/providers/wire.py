@@ -19,7 +19,7 @@ import httpx2
 from policies.dialects.schema import LABEL_KEY
 from waybill.contract import Usage
 from waybill.errors import ConfigError
-from workers.providers.base import Answer, Call, Stop
+from workers.providers.base import Answer, Call, Limits, Stop
 from workers.providers.failures import Seen, failure
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -64,6 +64,7 @@ class Progress:
         usage: What it said it charged, once that was final.
         request_id: Its id of the request.
         first_token_s: From sending to the first piece of text.
+        limits: What the headers of a stream said.
     """
 
     provider: str
@@ -73,6 +74,7 @@ class Progress:
     usage: Usage | None = None
     request_id: str | None = None
     first_token_s: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def seen(self) -> Seen:
@@ -240,7 +242,7 @@ class Events:
             raise failure("idle_timeout", text, seen=seen) from exc
         self._limit = min(self._deadline, time.monotonic() + self._idle_s)
         if self._on_begin is not None:
-            self._on_begin()
+            self._on_begin(self._progress.limits)
             self._on_begin = None
         return event
 
