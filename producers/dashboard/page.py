@@ -115,9 +115,9 @@ def _plain(value: Any) -> Any:
 
 
 routes = [
-    *(Route(f"/dashboard{path}", _file(*file)) for path, file in FILES.items()),
-    Route("/dashboard/", _slash),
-    Route("/dashboard/state", state),
-    Route("/dashboard/live", live),
-    Route("/dashboard/jobs/{job}", job),
+    *(Route(f"/dashboard{path}", _file(*file), include_in_schema=False) for path, file in FILES.items()),
+    Route("/dashboard/", _slash, include_in_schema=False),
+    Route("/dashboard/state", state, include_in_schema=False),
+    Route("/dashboard/live", live, include_in_schema=False),
+    Route("/dashboard/jobs/{job}", job, include_in_schema=False),
 ]

@@ -93,6 +93,13 @@ def take_options(headers: Mapping[str, str], body: dict[str, Any]) -> Options:
 
 
 def _known(name: str, where: str) -> str:
+    if name == "quality":
+        raise Refusal(
+            Kind.INVALID,
+            "is set in the policy file, for all or for an intent (quality = 0.99): plans are learned from outcomes for one"
+            " target, not for each call; choose another intent, or name a model",
+            param=where,
+        )
     if name not in _NAMES:
         raise Refusal(Kind.INVALID, f"is no option of Waybill; there are: {', '.join(_NAMES)}", param=where)
     return name

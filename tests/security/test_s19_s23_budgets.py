@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,16 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from policies.budgets import AtCap, View
 from policies.estimates import Estimates
 from policies.fallback import GiveUp, History, Reroute
 from policies.policyfile import parse
 from policies.pricing import PriceBook
+from producers.gateway.principal import Principal
+from producers.gateway.request import make_job
 from tests.contract.budgeted import claimed, set_budget, settle
 from tests.security.conftest import POLICY, Api
 from waybill.contract import AttemptState, Candidate, CostSource, Job, JobState
-from waybill.ledger import budgets
+from waybill.ledger import budgets, queries
 from waybill.ledger.engine import Ledger
 from workers.affording import afford
 from workers.attempt import Attempt
@@ -51,6 +55,63 @@ async def test_s19_200_at_once_reserve_no_more_than_the_budget(ledger: Ledger, d
     assert row["reserved_usd"] + row["spent_usd"] == Decimal("0.99")
     for pool in pools:
         await pool.close()
+
+
+def test_s20_alias_dated_name_and_intent_become_jobs_of_the_same_budget(api: Api) -> None:
+    """What is not a name of a model is not accepted at all; the others are one model and one tenant's."""
+    key, turns = api.key(), [{"role": "user", "content": "x"}]
+    names = {
+        "gpt-6-luna": 0,
+        "gpt-6-luna-2026-09-01": 0,
+        "gpt-6-luna-20260901": 0,
+        "GPT-6-LUNA": 404,
+        "gpt-6-luna ": 404,
+    }
+    accepted: list[Job] = []
+    gateway = api.gateway
+
+    for name, status in names.items():
+        request = Request({"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""})
+        body = {"model": name, "messages": turns}
+        if status:
+            assert api.post("/v1/chat/completions", key, json=body).status_code == status
+        else:
+            who = Principal("acme", "key_1", frozenset({"call"}))
+            accepted.append(make_job(request, "chat", body, who, gateway.policy, gateway.off)[0])
+
+    assert {(job.model, job.tenant, job.key_id) for job in accepted} == {("gpt-6-luna", "acme", "key_1")}
+
+
+async def test_s20_a_fallback_reserves_in_the_budget_of_the_first_try(ledger: Ledger) -> None:
+    """However many models a job tries: tenant, key and run pay, each once, and the cap holds over all of them."""
+    ids = {
+        scope: await set_budget(ledger, "1.00", scope=scope, subject=s)
+        for scope, s in (("tenant", "acme"), ("key", "k1"))
+    }
+    [first] = await claimed(ledger, 1, key_id="k1")
+    till = Till(ledger)
+    [one] = await till.reserve([Reserving(first["id"], 1, Decimal("0.60"))])
+
+    # It failed and was billed; the job goes on with the next of its route.
+    await settle(ledger, [first], Decimal("0.60"), state=JobState.ROUTED, attempt=AttemptState.FAILED)
+    await ledger.fetch(
+        "update jobs set route_index = 1, route = route || %(more)s::jsonb, provider = 'openai'", {"more": FALLBACK}
+    )
+    claim = {"ids": [first["id"]], "providers": ["openai"], "owner": "test", "lease_s": 600.0}
+    [second] = await ledger.fetch(queries.CLAIM, claim)
+    [too_much] = await till.reserve([Reserving(second["id"], second["attempt"], Decimal("0.50"))])
+    [fits] = await till.reserve([Reserving(second["id"], second["attempt"], Decimal("0.30"))])
+
+    rows = await ledger.fetch("select id, spent_usd + reserved_usd as taken from budgets")
+    assert isinstance(one, Granted)
+    assert second["has_budget"]
+    assert isinstance(too_much, Denied)
+    assert {view.whose for view in too_much.views} == {"tenant", "key"}
+    assert isinstance(fits, Granted)
+    assert {row["id"]: row["taken"] for row in rows} == dict.fromkeys(ids.values(), Decimal("0.90"))
+
+
+FALLBACK = json.dumps([Candidate("openai", "gpt-6-luna", "interactive", "test", Decimal("0.5")).as_json()])
 
 
 def test_s20_no_spelling_of_a_model_is_outside_a_budget(api: Api) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
 import pytest
+from redis.asyncio import Redis
 
 from producers.template import FieldProblem, parse
-from tests.security.conftest import Api
+from tests.security.conftest import POLICY, Api
+from waybill.ledger import queries
+from waybill.ledger.engine import Ledger
+from workers.exporter import Exporter
+from workers.policywatch import PolicyWatch
+from workers.runtime import SHIPPED_POLICY
 from workers.telemetry import emit
 
 NASTY = ("a\r\nFORGED event=x", "\x1b[31mred", "${jndi:ldap://x/a}", "a\u2028b", 'quote " and \\')
@@ -68,3 +75,42 @@ def test_s28_invented_models_leave_nothing_behind(api: Api) -> None:
         assert api.post("/v1/chat/completions", key, json=body).status_code == 404
     assert api.sql("select count(*) as n from jobs") == [{"n": 0}]
     assert len(api.get("/v1/models", key).json()["data"]) < 50
+
+
+def invent(api: Api, key: str, names: range) -> None:
+    """Hand over jobs for models that nobody has, as batch and as single jobs, and end them as the dispatcher does."""
+    lines = "\n".join(json.dumps({"intent": "extraction", "prompt": "x", "model": f"m{n}-\N{SNOWMAN}"}) for n in names)
+    answer = api.post("/v1/runs", key, content=lines.encode())
+    assert (answer.status_code, answer.json()["accepted"]) == (202, len(names))
+    single = api.post("/v1/jobs", key, json={"intent": "extraction", "prompt": "x", "model": f"single-{names.start}"})
+    assert single.status_code == 202
+    ids = [row["id"] for row in api.sql("select id::text from jobs where state = 'queued'")]
+    params = {"ids": ids, "codes": ["unknown_model"] * len(ids), "errors": ["no"] * len(ids)}
+    api.sql(queries.REFUSE, {**params, "policy": "test"})
+
+
+def series(api: Api) -> set[str]:
+    """The names and labels of all metrics that Prometheus would scrape now."""
+
+    async def look() -> str:
+        ledger, redis = Ledger(api.database_url, pool_size=2), Redis.from_url(api.redis_url)
+        try:
+            return await Exporter(ledger, redis, PolicyWatch(SHIPPED_POLICY, POLICY)).look()
+        finally:
+            await ledger.close()
+            await redis.aclose()
+
+    lines = asyncio.run(look()).splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+def test_s28_10_000_invented_models_make_no_metric_grow(api: Api) -> None:
+    key = api.key()
+    invent(api, key, range(1))
+    before = series(api)
+
+    invent(api, key, range(1, 10_001))
+
+    assert api.sql("select count(distinct model) as n from jobs")[0]["n"] > 10_000
+    assert any("waybill_jobs" in one for one in before)
+    assert series(api) == before
