@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from producers.progress import Progress
 
 
+INTERRUPTED = 130
+
+
 @click.command()
 @click.option("--once", is_flag=True, help="Stop when the sample documents are done, instead of staying up.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON.")
@@ -47,6 +50,8 @@ def demo(
     """Run everything once on about sixty sample documents over four intents, and show what it cost and why.
 
     Without API keys the answers come from a sandbox provider on this machine, and the costs are play money.
+
+    Exit codes: 0 all is well, 1 ledger and sandbox's bill differ, 2 some documents have no answer, 130 interrupted.
     """
     settings = Settings.from_env()
     from producers.demo import ANSWERS
@@ -69,7 +74,14 @@ async def _demo(
     with open(os.devnull if verbose else log_path, "w", encoding="utf-8") as log:  # noqa: ASYNC230, PTH123  # once, before the loop is busy
         async with Supervisor(fleet.programs, out=sys.stderr if verbose else log) as supervisor:
             say("starting the fleet (its lines are in demo-processes.log of the state folder)" if not verbose else "")
-            outcome = await _carry(fleet, output, deadline_s)
+            stop = asyncio.Event()
+            told = asyncio.ensure_future(supervisor.until_told())
+            told.add_done_callback(lambda _: stop.set())
+            outcome = await _carry(fleet, output, deadline_s, stop)
+            if stop.is_set():
+                await told  # raises where a program that must not end has ended
+                say(f"interrupted; answers so far: {output}/")
+                return INTERRUPTED
             figures = outcome.summary | {"sandbox": fleet.sandbox_url is not None}
             if fleet.sandbox_url is not None:
                 figures |= {"note": SANDBOX_NOTE, "bill_usd": await asyncio.to_thread(_bill, fleet.sandbox_url)}
@@ -80,11 +92,12 @@ async def _demo(
             if not once:
                 say(describe(fleet))
                 say("The fleet stays up. Ctrl-C stops it. Try: ./run why JOB with a _job id of the answers.")
-                await supervisor.until_told()
+                await told
+            told.cancel()
     return exit_code
 
 
-async def _carry(fleet: Fleet, output: Path, deadline_s: float | None) -> DemoOutcome:
+async def _carry(fleet: Fleet, output: Path, deadline_s: float | None, stop: asyncio.Event) -> DemoOutcome:
     from producers.demo import run_demo
     from waybill.client import AsyncClient
     from workers.runtime import load_policy
@@ -97,6 +110,7 @@ async def _carry(fleet: Fleet, output: Path, deadline_s: float | None) -> DemoOu
             policy=load_policy(Settings.from_env({**os.environ, **fleet.env})),
             progress=_progress,
             deadline_s=deadline_s,
+            stop=stop,
         )
 
 
