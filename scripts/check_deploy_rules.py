@@ -337,6 +337,19 @@ def policies_are_right(rendered: Rendered) -> Iterator[str]:
             yield f"{pod.label}: {exc}"
 
 
+def policies_are_the_same(rendered: Rendered) -> Iterator[str]:
+    """Who routes, who calls and who takes jobs in read one policy: a gateway with another refuses the fleet's intents."""
+    files = {
+        pod.label: environment(rendered, container).get("WAYBILL_POLICY_FILE") or "the one in the image"
+        for pod, container in _fleet(rendered)
+        if (container.get("args") or [""])[0] in ("dispatcher", "worker", "gateway", "metrics")
+    }
+    routing = files.get("Deployment/dispatcher")
+    for label, file in files.items():
+        if routing is not None and file != routing:
+            yield f"{label}: its policy is {file}, the dispatcher's is {routing}; set WAYBILL_POLICY_FILE alike"
+
+
 RULES: tuple[Rule, ...] = (
     command_lines_parse,
     settings_are_accepted,
@@ -350,4 +363,5 @@ RULES: tuple[Rule, ...] = (
     network_labels_fit,
     hosts_exist,
     policies_are_right,
+    policies_are_the_same,
 )

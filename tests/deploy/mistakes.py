@@ -311,6 +311,11 @@ MISTAKES = (
         lambda o: spec(o, "flower").update(automountServiceAccountToken=True),
         r"automountServiceAccountToken",
     ),
+    Mistake(
+        "gateway with another policy",
+        lambda o: box(o, "gateway")["env"].remove(variable(o, "gateway", "WAYBILL_POLICY_FILE")),
+        r"gateway: its policy is the one in the image, the dispatcher's is",
+    ),
     Mistake("no limits", lambda o: box(o, "worker-anthropic")["resources"].pop("limits"), r"no resources\.limits\.cpu"),
     Mistake(
         "grace shorter than drain",
