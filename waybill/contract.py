@@ -386,6 +386,7 @@ class Candidate:
         estimate_usd: Upper estimate of one attempt; what an attempt of unknown outcome is booked at.
         leave_s: Cheap lanes: so long before it is due the job goes on to the model's interactive lane.
         again_s: Cheap lanes: with more time than this a job that was not done goes to the same lane again.
+        cascade: Number of the learned cascade that decides about its answer; None = none does.
     """
 
     provider: str
@@ -395,6 +396,7 @@ class Candidate:
     estimate_usd: Decimal = Decimal(0)
     leave_s: float | None = None
     again_s: float | None = None
+    cascade: int | None = None
 
     @property
     def carrier(self) -> str:
@@ -403,14 +405,14 @@ class Candidate:
 
     def as_json(self) -> dict[str, Any]:
         """As the ledger keeps it (`jobs.route`)."""
-        times = {"leave_s": self.leave_s, "again_s": self.again_s}
+        more = {"leave_s": self.leave_s, "again_s": self.again_s, "cascade": self.cascade}
         return {
             "provider": self.provider,
             "model": self.model,
             "service": self.service,
             "reason": self.reason,
             "estimate_usd": str(self.estimate_usd),
-            **{name: seconds for name, seconds in times.items() if seconds is not None},
+            **{name: value for name, value in more.items() if value is not None},
         }
 
     @classmethod
@@ -424,6 +426,7 @@ class Candidate:
             estimate_usd=Decimal(data["estimate_usd"]),
             leave_s=data.get("leave_s"),
             again_s=data.get("again_s"),
+            cascade=data.get("cascade"),
         )
 
 

@@ -58,7 +58,12 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
         watch(app, runtime, settings.heartbeat_file)
     dispatcher = Dispatcher(runtime)
     if DISPATCH_QUEUE in queues:
-        runtime.background += [dispatcher.look_by_itself, dispatcher.hear_quickly, dispatcher.keep_learning]
+        runtime.background += [
+            dispatcher.look_by_itself,
+            dispatcher.hear_quickly,
+            dispatcher.keep_learning,
+            dispatcher.keep_cascades,
+        ]
         runtime.background.append(dispatcher.keep_times)
     urgent = [queue for queue in queues if queue.endswith(f".{CLASSES[0]}")]
     if urgent:

@@ -41,7 +41,7 @@ class Attempt:
         has_budget: Whether its cost must be reserved first.
         grant: The limiter's reservation, until it is settled; None for our own models.
         account: Which of the provider's accounts it is reserved in.
-        said: Fingerprints of earlier answers, where answers are compared.
+        said: Earlier answers that passed the checks, where answers are compared or a cascade decides: fingerprints and shapes.
         answer, failure: What came back: one of them after `call`.
         decision: Set by the first step that knows how it ends; later steps then do nothing.
     """
@@ -68,7 +68,7 @@ class Attempt:
     most_output_tokens: int = 0
     grant: Grant | None = None
     account: str = ""
-    said: tuple[str, ...] = ()
+    said: tuple[Mapping[str, Any], ...] = ()
     answer: Answer | None = None
     failure: ProviderError | None = None
     decision: Decision | None = None

@@ -6,8 +6,11 @@ import logging
 import random
 from typing import Any
 
+from policies.cascading import Said, spoken, weigh
 from policies.dialects.carry import said
 from policies.fallback import (
+    Accept,
+    Decision,
     GiveUp,
     History,
     Retry,
@@ -85,6 +88,24 @@ def assess(runtime: Runtime, attempt: Attempt) -> None:
         attempt.decision = attempt.decision or judge(
             _asked(runtime, attempt), _given(attempt), history, _local_check(runtime, attempt)
         )
+        if isinstance(attempt.decision, Accept) and not attempt.is_gated:
+            attempt.decision = _weigh(runtime, attempt, attempt.decision, history)
+
+
+def _weigh(runtime: Runtime, attempt: Attempt, accepted: Accept, history: History) -> Decision:
+    """Ask the cascade that the job began with, if it began with one."""
+    number = attempt.candidate.cascade
+    if number is None or attempt.answer is None:
+        return accepted
+    return weigh(
+        accepted,
+        runtime.cascades.get(number),
+        prompt=spoken(attempt.job.model_dump(include={"system", "prompt", "messages"})),
+        text=attempt.answer.text,
+        earlier=[Said.from_json(each) for each in attempt.said if "shape" in each],
+        history=history,
+        flagship=runtime.policy.flagship,
+    )
 
 
 def _asked(runtime: Runtime, attempt: Attempt) -> Asked:
@@ -98,7 +119,7 @@ def _asked(runtime: Runtime, attempt: Attempt) -> Asked:
         job.labels,
         as_is=job.wire is not None,
         source=source,
-        compare=plan is not None and plan.compare,
+        compare=plan is not None and plan.compare and attempt.candidate.cascade is None,
     )
 
 
@@ -110,7 +131,7 @@ def _given(attempt: Attempt) -> Given:
         attempt.answer.confidence,
         is_local=attempt.candidate.provider == "local",
         label_logprobs=attempt.answer.label_logprobs,
-        earlier=attempt.said,
+        earlier=tuple(each["said"] for each in attempt.said),
     )
 
 

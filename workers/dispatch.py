@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from policies.cascading import begin
 from policies.exploration import explore
 from policies.fairness import Line, Turns
 from policies.health import Outage
-from policies.policyfile import Policy
+from policies.policyfile import AUTO, Policy
 from policies.pricing import PRICE_VERSION
 from policies.reuse import answer_key, outcome_key, wait_s
 from policies.routing import Later, NoRoute, Request, Route, Snapshot, route, with_lanes
@@ -34,6 +35,7 @@ from waybill.errors import LedgerUnavailable
 from waybill.ledger import oncall, queries, sharing, turns
 from waybill.names import BATCH_QUEUE, CLASSES, DISPATCH_QUEUE, PROVIDERS, provider_queue
 from waybill.streaming import publish_end
+from workers.cascades import Cascades
 from workers.crashpoint import crash_point
 from workers.lanetimes import LaneTimes
 from workers.learning import Learned, Tagger
@@ -83,6 +85,7 @@ class Dispatcher:
         self._learned = Learned(runtime.policy)
         runtime.on_policy.append(self._learned.declare)
         self._tagger = Tagger()
+        self._cascades = Cascades()
         self._times = LaneTimes()
         self._looked_for_batches = 0.0
         self._turns = {klass: Turns() for klass in CLASSES}
@@ -149,6 +152,10 @@ class Dispatcher:
     async def keep_learning(self) -> None:
         """Until cancelled: choose plans from graded outcomes."""
         await self._learned.keep_learning(self._runtime.ledger)
+
+    async def keep_cascades(self) -> None:
+        """Until cancelled: know which learned cascades are in force."""
+        await self._cascades.keep_reading(self._runtime.ledger)
 
     async def _let_go(self, name: str) -> None:
         """A lane or account is back."""
@@ -231,6 +238,7 @@ class Dispatcher:
                 "tenants": [tenant for tenant, _ in counts],
                 "lines": [line for _, line in counts],
                 "counts": list(counts.values()),
+                "read": [AUTO, *self._cascades.intents],
             },
         )
         jobs: dict[Line, list[dict[str, Any]]] = {line: [] for line in counts}
@@ -304,13 +312,14 @@ class Dispatcher:
         policy = self._learned.policy
         refused: dict[str, NoRoute] = {}
         by_id = {row["id"]: row for row in rows}
+        for job_id, likely in guesses.items():
+            if likely.intent in policy.plans:
+                by_id[job_id]["intent"] = likely.intent
+        firsts = await self._cascades.first(rows, policy)
         for job_id, row in by_id.items():
             if _kind(row["line"]) in shift.full:
                 self._put_back(klass, shift, row)
                 continue
-            guess = guesses.get(job_id)
-            if guess is not None and guess.intent in policy.plans:
-                row["intent"] = guess.intent
             request = _request(row)
             found = route(request, policy, snapshot, runtime.prices)
             if isinstance(found, NoRoute):
@@ -320,6 +329,9 @@ class Dispatcher:
                 shift.full.add(_kind(row["line"]))
                 self._put_back(klass, shift, row)
                 continue
+            chosen = firsts.get(job_id)
+            if chosen is not None:
+                found = begin(found, *chosen, snapshot)
             usual = found.candidates[0].model
             found, propensity = explore(found, request, share=policy.explore, draw=random.random())
             models = [candidate.model for candidate in found.candidates]
@@ -338,8 +350,11 @@ class Dispatcher:
                 "plan": self._learned.kind(request.intent),
                 "prices": PRICE_VERSION,
             }
+            if chosen is not None:
+                details[job_id] |= {"plan": "learned", "cascade": chosen[0].number}
             if weighed:
                 details[job_id]["lanes"] = weighed
+            guess = guesses.get(job_id)
             if guess is not None:
                 details[job_id]["guess"] = {"intent": guess.likeliest, "confidence": round(guess.confidence, 4)}
             head = found.candidates[0]

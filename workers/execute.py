@@ -29,6 +29,7 @@ from waybill.names import provider_queue
 from workers.admission import admit, give_back, park
 from workers.affording import afford
 from workers.attempt import Attempt, attempt_of
+from workers.cascades import bring_cascades
 from workers.concluding import conclude, interrupted, price
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
@@ -57,6 +58,7 @@ async def execute(runtime: Runtime, job_ids: Sequence[str]) -> dict[str, str]:
     began = time.monotonic()
     claimed = await claim(runtime, job_ids)
     attempts = [attempt_of(runtime, row) for row in claimed]
+    await bring_cascades(runtime, [attempt.candidate for attempt in attempts])
     leases = {attempt.job_id: Lease(attempt.token, attempt.number) for attempt in attempts}
     runtime.leases.update(leases)
     try:

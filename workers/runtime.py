@@ -24,6 +24,7 @@ from waybill.mail import Outbox
 from waybill.names import CANCEL_CHANNEL
 from waybill.redislink import connect_async
 from waybill.settings import Settings
+from workers.cascades import Cascades
 from workers.gates import Gates
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
@@ -135,6 +136,7 @@ class Runtime:
     on_policy: list[Callable[[Policy], None]] = field(default_factory=list)
     """Called when another policy is in force."""
     gates: Gates = field(init=False)
+    cascades: Cascades = field(default_factory=Cascades)
     prefixes: Prefixes = field(init=False)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     """What runs beside the tasks, from `open` to `close`."""

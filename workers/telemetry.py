@@ -75,6 +75,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "budget.share": Event(("budget", "percent")),
     "plan.changed": Event(("intent", "kind", "model", "reason")),
     "plan.lacking": Event(("intent", "reason")),
+    "cascade.changed": Event(("intent", "state")),
+    "cascade.idle": Event(("intent", "reason")),
     "gate.changed": Event(("intent", "fingerprint", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+
 from policies.evaluate.outcomes import Floats
 
 # The promise (issue 4): over random halves the mean quality meets the target, and at most one half in twenty lies more than a
@@ -37,17 +39,23 @@ class Quality:
         return self.ratio - margin(self.standard_error)
 
 
-def paired_quality(relative: Floats, flagship: Floats) -> Quality:
+def paired_quality(relative: Floats, flagship: Floats, *, lost: int = 0) -> Quality:
     """Return the quality of a plan from its score minus the flagship's on each item.
+
+    Args:
+        lost: So many items are added that the flagship had right and the plan wrong. Without one a few dozen agreements have no error
+            and would show anything.
 
     The error is that of the ratio of means (delta method): items on which both score the same carry none, which is why pairing
     needs several times fewer labels than two separate accuracies.
     """
+    labels = len(relative)
+    relative, flagship = np.append(relative, -np.ones(lost)), np.append(flagship, np.ones(lost))
     mean = float(flagship.mean())
     shift = float(relative.mean()) / mean
     residual = relative - shift * flagship
     spread = float(residual.std(ddof=1)) if len(relative) > 1 else math.inf
-    return Quality(ratio=1 + shift, standard_error=spread / mean / math.sqrt(len(relative)), labels=len(relative))
+    return Quality(ratio=1 + shift, standard_error=spread / mean / math.sqrt(len(relative)), labels=labels)
 
 
 def labels_lacking(quality: Quality, *, target: float) -> int | None:

@@ -198,7 +198,8 @@ def fit_cascade(
         target: Share of the flagship's mean score to be kept, such as 0.99.
         seed: Of folds and trees; the same seed and outcomes give the same policy.
         as_chain: As the fleet plays it: the pool is asked in this order, the last answer alone may be kept (`open_moves`), and
-            no move is read from what a call cost, which depends on its lane.
+            no move is read from what a call cost, which depends on its lane. One lost item is added before the bound is taken:
+            labels are few there.
     """
     folds = [draw_folds(train.prompts, count=FOLDS, seed=seed + repeat) for repeat in range(REPEATS)]
     gains = train.relative()
@@ -283,7 +284,7 @@ def _plan(
     return wanted, tuple(
         Setting(
             price=float(price),
-            quality=paired_quality(value.relative[:, number], train.scores[:, 0]),
+            quality=paired_quality(value.relative[:, number], train.scores[:, 0], lost=int(as_chain)),
             saving=1 - float(value.cost[:, number].mean() / unit),
         )
         for number, price in enumerate(prices)

@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 from scipy import sparse
 
-from policies.evaluate.outcomes import Floats
+from policies.evaluate.outcomes import Floats, Ints
 
 # All work is on UTF-8 bytes: lower-casing and translating a str with one sign outside ASCII is ten times slower. A run of
 # letters of another script is one token.
@@ -58,7 +58,7 @@ Token = bytes
 
 def tokens(prompt: str) -> set[Token]:
     """Return the distinct words, digit runs, signs and neighbouring pairs at the head of a prompt."""
-    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
+    found = _words(prompt)
     return {*found, *map(b" ".join, pairwise(found))}
 
 
@@ -112,29 +112,53 @@ def surface(prompt: str) -> tuple[float, ...]:
     )
 
 
+def _words(prompt: str) -> list[bytes]:
+    found: list[bytes] = _TOKEN.findall(_head(prompt).translate(_PLAIN))
+    return found
+
+
 def _head(prompt: str) -> bytes:
     return prompt[:READ_CHARS].encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens of the training prompts with their weight (inverse document frequency)."""
+    """Tokens of the training prompts with their weight (inverse document frequency).
 
-    index: dict[Token, int]
+    A pair that two prompts share consists of words that they share. So words alone are looked up one by one; pairs are numbers
+    made of their words' and found all at once, in a fifth of the time.
+
+    words: Column by word.
+    pairs: Ascending; the first word's column times the number of words, plus the second's. Their columns follow those of the words.
+    """
+
+    words: dict[Token, int]
+    pairs: Ints
     weights: Floats
 
     def rows(self, prompts: Sequence[str]) -> sparse.csr_matrix:
         """Return one row of unit length per prompt; a prompt of unknown tokens only is a row of zeros."""
-        columns: list[int] = []
-        starts = [0]
+        found: list[int] = []
+        ends = [0]
         for prompt in prompts:
-            columns.extend(at for at in map(self.index.get, tokens(prompt)) if at is not None)
-            starts.append(len(columns))
-        at = np.array(columns, dtype=np.int32)
-        values = self.weights[at]
-        row_of = np.repeat(np.arange(len(prompts)), np.diff(starts))
-        norm = np.sqrt(np.bincount(row_of, weights=values**2, minlength=len(prompts)))
-        return sparse.csr_matrix((values / norm[row_of], at, starts), shape=(len(prompts), len(self.weights)))
+            found.extend(map(self.words.get, _words(prompt), repeat(-1)))
+            ends.append(len(found))
+        at = np.array(found, dtype=np.int64)
+        row_of = np.repeat(np.arange(len(prompts)), np.diff(ends))
+        is_known = at >= 0
+        is_pair = is_known[:-1] & is_known[1:] & (row_of[:-1] == row_of[1:])
+        codes = (at[:-1] * len(self.words) + at[1:])[is_pair]
+        place = np.searchsorted(self.pairs, codes)
+        # A last code that none can equal stands for "beyond the end".
+        is_hit = np.append(self.pairs, -1)[place] == codes
+        width = len(self.weights)
+        columns = np.concatenate([at[is_known], len(self.words) + place[is_hit]])
+        rows = np.concatenate([row_of[is_known], row_of[:-1][is_pair][is_hit]])
+        row, column = np.divmod(np.unique(rows * width + columns), max(width, 1))
+        values = self.weights[column]
+        norm = np.sqrt(np.bincount(row, weights=values**2, minlength=len(prompts)))
+        starts = np.searchsorted(row, np.arange(len(prompts) + 1))
+        return sparse.csr_matrix((values / norm[row], column, starts), shape=(len(prompts), width))
 
 
 def learn_vocabulary(prompts: Sequence[str]) -> Vocabulary:
@@ -143,10 +167,17 @@ def learn_vocabulary(prompts: Sequence[str]) -> Vocabulary:
     for prompt in prompts:
         for token in tokens(prompt):
             seen[token] = seen.get(token, 0) + 1
-    kept = sorted(token for token, count in seen.items() if count >= _MIN_PROMPTS)
-    counts = np.array([seen[token] for token in kept], dtype=np.float64)
+    kept = [token for token, count in seen.items() if count >= _MIN_PROMPTS]
+    words = {word: number for number, word in enumerate(sorted(token for token in kept if b" " not in token))}
+    coded = sorted(
+        (words[first] * len(words) + words[second], token)
+        for token in kept
+        if b" " in token
+        for first, _, second in [token.partition(b" ")]
+    )
+    counts = np.array([seen[token] for token in [*words, *(token for _, token in coded)]], dtype=np.float64)
     weights = np.log((1 + len(prompts)) / (1 + counts)) + 1
-    return Vocabulary(index={token: number for number, token in enumerate(kept)}, weights=weights)
+    return Vocabulary(words=words, pairs=np.array([code for code, _ in coded], dtype=np.int64), weights=weights)
 
 
 def surfaces(prompts: Sequence[str]) -> Floats:

@@ -53,19 +53,7 @@ def evaluate(
     Raises:
         BadOutcomes: Nothing can be fitted or measured, or the target lies above what any plan showed out of fold.
     """
-    if len(train) < FEWEST_ITEMS:
-        counts = Counter(train.intents)
-        each = ", ".join(
-            f"{intent} has {count}, lacks {max(0, FEWEST_ITEMS - count)}" for intent, count in sorted(counts.items())
-        )
-        raise BadOutcomes(
-            f"{name}: {len(train)} labelled items cannot show {target:g}; at least {FEWEST_ITEMS} per intent: {each}"
-        )
-    distinct = len(set(train.prompts))
-    if distinct < FEWEST_ITEMS:
-        raise BadOutcomes(
-            f"{name}: only {distinct} different prompts among {len(train)} items; at least {FEWEST_ITEMS} are needed"
-        )
+    check_enough(train, name, target)
     check_trainable(train, name)
     check_measurable(test, test_name)
     cascade = fit_cascade(train, target=target, seed=seed, as_chain=as_chain)
@@ -89,6 +77,27 @@ def evaluate(
         pair=_pair(cascade, test) if len(test.models) == 2 else None,
         lacking=find_lacking(train, cascade, target) if cascade.chosen is None else {},
     )
+
+
+def check_enough(train: Outcomes, name: str, target: float) -> None:
+    """Refuse outcomes too few to fit anything on.
+
+    Raises:
+        BadOutcomes: Too few items, or too few different prompts among them.
+    """
+    if len(train) < FEWEST_ITEMS:
+        counts = Counter(train.intents)
+        each = ", ".join(
+            f"{intent} has {count}, lacks {max(0, FEWEST_ITEMS - count)}" for intent, count in sorted(counts.items())
+        )
+        raise BadOutcomes(
+            f"{name}: {len(train)} labelled items cannot show {target:g}; at least {FEWEST_ITEMS} per intent: {each}"
+        )
+    distinct = len(set(train.prompts))
+    if distinct < FEWEST_ITEMS:
+        raise BadOutcomes(
+            f"{name}: only {distinct} different prompts among {len(train)} items; at least {FEWEST_ITEMS} are needed"
+        )
 
 
 def find_lacking(train: Outcomes, cascade: Cascade, target: float) -> dict[str, tuple[int, int | None]]:

@@ -8,12 +8,12 @@ predicts quality, cost and the value of going on at every price of money without
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
-from sklearn.ensemble import ExtraTreesRegressor
 
 from policies.evaluate.outcomes import Floats, Ints
 
@@ -23,6 +23,7 @@ _RIDGE_SHARE = 0.8
 _TREES = 8  # per member
 _LEAF = 20
 _COLUMNS_TRIED = 0.5
+_AT_ONCE = 500  # rows whose trees are descended together: bounds the memory, not the result
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,56 @@ class _Member:
 
 
 @dataclass(frozen=True)
+class Forest:
+    """Trees side by side in arrays, all descended at once; a leaf is its own child, and `values` holds its mean outcomes."""
+
+    roots: Ints
+    children: Ints  # two for each node: where the feature is at most the threshold, and where it is above
+    feature: Ints
+    threshold: Floats
+    values: Floats
+
+    def predict(self, raw: npt.NDArray[np.float32]) -> Floats:
+        """Return the mean over all trees, one row for each of `raw`."""
+        parts = [self._leaves(raw[start : start + _AT_ONCE]) for start in range(0, len(raw), _AT_ONCE)]
+        return np.concatenate([self.values[leaves].mean(axis=1) for leaves in parts])
+
+    def _leaves(self, raw: npt.NDArray[np.float32]) -> Ints:
+        """Return the leaf of each row in each tree. `take` and few descents at a time: this is half of a decision's cost."""
+        count, trees = len(raw), len(self.roots)
+        known, last = raw.ravel(), np.tile(self.roots, count)
+        under_way, at = np.arange(count * trees), last
+        row = np.repeat(np.arange(count) * raw.shape[1], trees)
+        while len(under_way):
+            above = known.take(row + self.feature.take(at)) > self.threshold.take(at)
+            below = self.children.take(2 * at + above)
+            moved = np.flatnonzero(below != at)
+            last[under_way] = below
+            under_way, at, row = under_way.take(moved), below.take(moved), row.take(moved)
+        return last.reshape(count, trees)
+
+    def columns(self, kept: Sequence[int]) -> Forest:
+        """Return the same with some columns of the outcomes only."""
+        return replace(self, values=np.ascontiguousarray(self.values[:, list(kept)]))
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A smoother with its outcomes filled in: predicts `width` columns for new rows."""
 
     weights: Floats
     offset: Floats
-    forests: tuple[tuple[tuple[Any, ...], Ints, Floats], ...]
+    forest: Forest
 
     def predict(self, rows: Rows) -> Floats:
         linear = rows.linear @ self.weights + self.offset
-        raw = np.ascontiguousarray(rows.raw, dtype=np.float32)
-        grown = np.zeros_like(linear)
-        for trees, starts, values in self.forests:
-            for tree, start in zip(trees, starts, strict=True):
-                grown += values[start + tree.apply(raw)]
-        count = sum(len(trees) for trees, _, _ in self.forests)
-        return _RIDGE_SHARE * linear + (1 - _RIDGE_SHARE) * grown / count
+        grown = self.forest.predict(np.ascontiguousarray(rows.raw, dtype=np.float32))
+        return _RIDGE_SHARE * linear + (1 - _RIDGE_SHARE) * grown
 
     def columns(self, kept: Sequence[int]) -> Frozen:
         """Return the same with some columns only, in that order."""
         at = list(kept)
-        forests = tuple((trees, starts, np.ascontiguousarray(values[:, at])) for trees, starts, values in self.forests)
-        return Frozen(weights=self.weights[:, at], offset=self.offset[at], forests=forests)
+        return Frozen(weights=self.weights[:, at], offset=self.offset[at], forest=self.forest.columns(at))
 
 
 class Smoother:
@@ -109,16 +138,19 @@ class Smoother:
         """Return the average of all members, for rows that none has seen."""
         weights = np.zeros((self._rows.linear.shape[1], outcomes.shape[1]))
         offset = np.zeros(outcomes.shape[1])
-        forests = []
+        parts = []
         for member in self._members:
             its_weights, its_offset, values = _fill(member, self._rows, outcomes)
             weights += its_weights / len(self._members)
             offset += its_offset / len(self._members)
-            forests.append((member.trees, member.starts, values))
-        return Frozen(weights=weights, offset=offset, forests=tuple(forests))
+            parts.append(values)
+        trees = [tree for member in self._members for tree in member.trees]
+        return Frozen(weights=weights, offset=offset, forest=side_by_side(trees, np.concatenate(parts)))
 
 
 def _grow(rows: Rows, shape_by: Floats, inside: Ints, outside: Ints, seed: int) -> _Member:
+    from sklearn.ensemble import ExtraTreesRegressor  # to fit alone; whoever decides does without
+
     forest = ExtraTreesRegressor(_TREES, min_samples_leaf=_LEAF, max_features=_COLUMNS_TRIED, random_state=seed)
     wanted = shape_by[inside]
     forest.fit(rows.raw[inside], wanted[:, 0] if wanted.shape[1] == 1 else wanted)
@@ -135,6 +167,26 @@ def _grow(rows: Rows, shape_by: Floats, inside: Ints, outside: Ints, seed: int) 
         starts=starts[:-1],
         leaves=_leaves(trees, starts, rows.raw[inside]),
         leaves_outside=_leaves(trees, starts, rows.raw[outside]),
+    )
+
+
+def side_by_side(trees: Sequence[Any], values: Floats) -> Forest:
+    """Return sklearn's trees as arrays; `values` are those of all nodes, one tree after the other."""
+    sizes = [tree.node_count for tree in trees]
+    roots = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    own = np.arange(sum(sizes))
+    is_leaf = np.concatenate([tree.children_left for tree in trees]) < 0
+    shift = np.repeat(roots, sizes)
+    left, right = (
+        np.where(is_leaf, own, np.concatenate([getattr(tree, side) for tree in trees]) + shift)
+        for side in ("children_left", "children_right")
+    )
+    return Forest(
+        roots=roots,
+        children=np.column_stack([left, right]).ravel(),
+        feature=np.where(is_leaf, 0, np.concatenate([tree.feature for tree in trees])),
+        threshold=np.concatenate([tree.threshold for tree in trees]),
+        values=values,
     )
 
 

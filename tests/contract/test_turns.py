@@ -18,7 +18,8 @@ async def next_systems(ledger: Ledger, count: int) -> list[int]:
     """Numbers of the jobs that come next."""
     [line] = await ledger.fetch(turns.LINES, {"priority": "lo", "after_tenant": "", "after_line": ""})
     rows = await ledger.fetch(
-        turns.NEXT, {"priority": "lo", "tenants": [line["tenant"]], "lines": [line["line"]], "counts": [count]}
+        turns.NEXT,
+        {"priority": "lo", "tenants": [line["tenant"]], "lines": [line["line"]], "counts": [count], "read": ["auto"]},
     )
     return [int(row["id"][-12:]) for row in rows]
 

@@ -32,6 +32,14 @@ def test_the_paired_error_is_that_of_the_differences() -> None:
     assert quality.standard_error == pytest.approx(np.sqrt(0.025 * 0.975 / 400), rel=0.01)
 
 
+def test_with_one_lost_item_a_few_agreements_show_nothing() -> None:
+    few, many = (paired_quality(np.zeros(count), np.ones(count), lost=1) for count in (30, 400))
+
+    assert few.lower_bound() < 0.95
+    assert 0.99 < many.lower_bound() < 1
+    assert (few.labels, many.labels) == (30, 400)
+
+
 @given(flagship=SCORES, other=SCORES)
 def test_the_bound_lies_below_the_ratio(flagship: np.ndarray, other: np.ndarray) -> None:
     if flagship.sum() == 0:

@@ -29,7 +29,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
 
 
-def _with_ledger(work: Callable[[Ledger], Awaitable[T]]) -> T:
+def with_ledger(work: Callable[[Ledger], Awaitable[T]]) -> T:
+    """Carry out work on the ledger of this machine's settings."""
+
     async def run() -> T:
         from waybill.ledger.engine import Ledger
 
@@ -49,15 +51,21 @@ def outcomes(json_path: Path | None) -> None:
     """Show quality and measured cost by intent and model, the plans chosen from them, and which labels are lacking."""
     from policies.quality import learn, standing
     from producers.policy import load_policy
-    from waybill.ledger import grades
+    from waybill.ledger import cascades, grades
 
     policy = load_policy(Settings.from_env())
 
-    async def read(ledger: Ledger) -> list[Any]:
+    async def read(ledger: Ledger) -> tuple[list[Any], list[Any]]:
         params = {"flagship": policy.flagship, "since_s": grades.SINCE_S}
-        return [standing(row) for row in await ledger.fetch(grades.STANDINGS, params)]
+        standings = [standing(row) for row in await ledger.fetch(grades.STANDINGS, params)]
+        return standings, list(await ledger.fetch(cascades.LIST))
 
-    standings = _with_ledger(read)
+    standings, learned = with_ledger(read)
+    for row in learned:
+        click.echo(
+            f"  cascade {row['id']} of {row['intent']}: {' > '.join(row['chain'])}, fitted {row['made_at']:%Y-%m-%d %H:%M} on"
+            f" {row['labels']} items ({row['source']}) for {row['target']:g}: at least {row['quality']:.4f}, saves {row['saving']:.1%}"
+        )
     if not standings:
         raise ConfigError(
             "this ledger has no grades; they come from Client.feedback, `waybill policy shadow` and `waybill policy import`"
@@ -138,22 +146,14 @@ def import_(path: Path, tenant: str, renamed: tuple[str, ...]) -> None:
     replaces its grades.
     """
     from policies.evaluate.outcomes import BadOutcomes, gradable
-    from waybill.cli.policy import BadInput, read_columns
+    from waybill.cli.policy import BadInput, read_columns, renames
     from waybill.ledger import grades
 
-    names: dict[str, str] = {}
-    for pair in renamed:
-        old, is_pair, new = pair.partition("=")
-        if not (old and is_pair and new):
-            raise BadInput(f"--model {pair}: write OLD=NEW, such as gpt-4o-2024-08-06=gpt-6-luna")
-        names[old] = new
     try:
         rows = gradable(read_columns(path), name=path.name)
     except BadOutcomes as exc:
         raise BadInput(str(exc)) from None
-    unknown = sorted(names.keys() - {row.model for row in rows})
-    if unknown:
-        raise BadInput(f"--model {unknown[0]}: {path.name} has no outcomes of it")
+    names = renames(renamed, [row.model for row in rows], path.name)
 
     async def put(ledger: Ledger) -> None:
         for start in range(0, len(rows), 5000):
@@ -170,7 +170,7 @@ def import_(path: Path, tenant: str, renamed: tuple[str, ...]) -> None:
                 },
             )
 
-    _with_ledger(put)
+    with_ledger(put)
     models = sorted({names.get(row.model, row.model) for row in rows})
     click.echo(f"{len(rows):,} grades of {len({row.item for row in rows}):,} items: {', '.join(models)}")
 
@@ -197,7 +197,7 @@ def replay(policy_path: Path, since_s: float, tenant: str | None, json_path: Pat
     async def read(ledger: Ledger) -> Replayed:
         return await replaying.read_replay(ledger, policy, since_s=since_s, tenant=tenant)
 
-    found = _with_ledger(read)
+    found = with_ledger(read)
     click.echo(replaying.text(found))
     if json_path is not None:
         write(json_path, json.dumps(replaying.as_dict(found), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`waybill policy`: measure a router on recorded outcomes, and the intent classifier on labelled prompts; more verbs in outcomes.py.
+"""`waybill policy`: measure a router on recorded outcomes, and the intent classifier on prompts; more verbs in outcomes.py, fit.py.
 
 Reads and writes the files and prints; every figure is made in `policies/evaluate` and `policies/intents`.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from waybill.cli.fit import fit
 from waybill.cli.outcomes import import_, outcomes, replay, shadow
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def train_intents(*, model_path: Path) -> None:
     click.echo(f"{model_path}: {len(pairs)} prompts, {len(classifier.labels)} intents")
 
 
-for _verb in (outcomes, import_, replay, shadow):
+for _verb in (outcomes, import_, replay, shadow, fit):
     policy.add_command(_verb)
 
 
@@ -174,6 +175,28 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         raise BadInput(f"{path.name} is not a readable Parquet file ({reason[:120]})") from None
     columns: dict[str, list[Any]] = table.to_pydict()
     return columns
+
+
+def renames(pairs: Sequence[str], present: Sequence[object], name: str) -> dict[str, str]:
+    """What `--model OLD=NEW` says.
+
+    Args:
+        present: The models that the file has outcomes of.
+        name: The file's name.
+
+    Raises:
+        BadInput: A pair is none, or names a model that is not there.
+    """
+    names: dict[str, str] = {}
+    for pair in pairs:
+        old, is_pair, new = pair.partition("=")
+        if not (old and is_pair and new):
+            raise BadInput(f"--model {pair}: write OLD=NEW, such as gpt-4o-2024-08-06=gpt-6-luna")
+        names[old] = new
+    unknown = sorted(names.keys() - {str(model) for model in present})
+    if unknown:
+        raise BadInput(f"--model {unknown[0]}: {name} has no outcomes of it")
+    return names
 
 
 def _check_folders(*paths: Path | None) -> None:

@@ -66,7 +66,7 @@ def erase(tenant: str, yes: bool) -> None:
     Accounting stays: jobs, attempts and what they cost, without text, keys of its own and names of runs. Backups that were
     made before still have the text until they are deleted.
     """
-    from waybill.ledger import queries
+    from waybill.ledger import cascades, queries
     from waybill.ledger import retention as sql
 
     async def work(desk: Desk) -> None:
@@ -82,6 +82,11 @@ def erase(tenant: str, yes: bool) -> None:
         while rows := await desk.ask(sql.ERASE, {"tenant": tenant, "limit": BATCH, "keys_too": True}):
             jobs += len(rows)
         files = (await desk.ask(sql.ERASE_REST, {"tenant": tenant}))[0]["files"]
+        forgotten = await desk.ask(cascades.FORGET, {"tenant": tenant})
+        if forgotten:
+            click.echo(
+                f"{tenant}: {len(forgotten)} learned cascade(s) are deleted; fit them again with `waybill policy fit`"
+            )
         click.echo(f"{tenant}: the text of {jobs} job(s) and {files} file(s) is deleted")
         left = (await desk.ask(sql.STILL_OPEN, {"tenant": tenant}))[0]["jobs"]
         if left:

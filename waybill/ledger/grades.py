@@ -31,13 +31,13 @@ ANSWERED: Final = """
 select state from jobs where id = %(job)s::uuid and (%(tenant)s::text is null or tenant = %(tenant)s)
 """
 
-_BELIEVED = "array_position(array['user', 'import', 'judge', 'shadow', 'audit'], g.source)"
+BELIEVED: Final = "array_position(array['user', 'import', 'judge', 'shadow', 'audit'], g.source)"
 
 STANDINGS: Final = f"""
 with best as (
     -- One score per item and model: the source most to be believed.
     select distinct on (g.item, g.model) g.item, g.intent, g.model, g.score, g.source, g.cost_usd
-    from grades g where g.at > now() - %(since_s)s * interval '1 second' order by g.item, g.model, {_BELIEVED}
+    from grades g where g.at > now() - %(since_s)s * interval '1 second' order by g.item, g.model, {BELIEVED}
 ), graded as (
     select b.intent, b.model, count(*) as labels, sum(b.score) as score, sum(b.score * b.score) as squares,
            count(f.score) as pairs, coalesce(sum(f.score), 0) as flagship,

@@ -133,7 +133,7 @@ select j.id::text, r.number as attempt, r.token as lease_token, j.lease_token = 
        extract(epoch from j.deadline_at - now())::float8 as slack_s, extract(epoch from j.due_at - now())::float8 as due_s,
        p.body as payload, a.provider, a.model, a.service, a.reason, a.estimate_usd,
        j.reply_to, j.error_code, j.prefix, j.prefix_bytes, j.submitted_at, j.traceparent,
-       case when r.number > 1 then (select array_agg(d.detail ->> 'said') from decisions d
+       case when r.number > 1 then (select jsonb_agg(d.detail order by d.id) from decisions d
                                     where d.job_id = j.id and d.detail ? 'said') end as said,
        (select count(*) from attempts e where e.job_id = j.id and e.number < r.number and e.state <> 'released'
           and e.model = a.model and e.service = a.service) as earlier_on_lane,

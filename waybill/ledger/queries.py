@@ -114,7 +114,7 @@ select c.id::text, c.attempt, c.lease_token, c.used, c.losses, c.route, c.route_
        (select count(*) from attempts a where a.job_id = c.id and a.state <> 'released'
           and a.model = c.route -> c.route_index::int ->> 'model'
           and a.service = c.route -> c.route_index::int ->> 'service') as earlier_on_lane,
-       case when c.attempt > 1 then (select array_agg(d.detail ->> 'said') from decisions d
+       case when c.attempt > 1 then (select jsonb_agg(d.detail order by d.id) from decisions d
                                      where d.job_id = c.id and d.detail ? 'said') end as said,
        exists (select from budgets b where (b.scope, b.subject) in
                    (('tenant', c.tenant), ('key', c.key_id), ('run', c.run_id::text))) as has_budget

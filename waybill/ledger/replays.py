@@ -52,7 +52,8 @@ where j.finished_at > now() - %(since_s)s * interval '1 second' and j.state = 's
   and (%(model)s = %(flagship)s or a.model = %(flagship)s)
   and not exists (select from checks c where c.job_id = j.id)
   and not exists (select from checks c join jobs s on s.id = c.job_id where c.about = j.id and s.model = %(model)s)
-order by random() limit %(sample)s
+-- Jobs that other models were shown already first: what all have answered teaches most (`waybill policy fit`).
+order by exists (select from checks c where c.about = j.id and c.kind = 'shadow') desc, random() limit %(sample)s
 """
 
 MARK: Final = """

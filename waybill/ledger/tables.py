@@ -348,6 +348,36 @@ class Decision(Base):
     at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
 
 
+class CascadeRow(Base):
+    """A learned cascade: what decides after each answer of an intent whether it is kept or whom to ask next. See policies/cascading.py."""
+
+    __tablename__ = "cascades"
+    __table_args__ = (
+        CheckConstraint("target > 0 and target <= 1", name="cascades_target"),
+        Index("cascades_in_force", "intent", unique=True, postgresql_where=text("ended_at is null")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    intent: Mapped[str] = mapped_column(Text)
+    chain: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """Its models in the order in which they may be asked, the flagship last."""
+    target: Mapped[float]
+    labels: Mapped[int]
+    """Items it was fitted on."""
+    quality: Mapped[float]
+    """Lower bound of its ratio to the flagship, out of fold."""
+    saving: Mapped[float]
+    tenants: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    """Whose jobs it was fitted on: what was learned from them is deleted with their text."""
+    source: Mapped[str] = mapped_column(Text)
+    """`ledger`, or the name of the file."""
+    model: Mapped[bytes] = mapped_column(LargeBinary)
+    """As `policies.evaluate.packing.pack` writes it."""
+    made_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+    """Set when another one takes its place; jobs under way go on with it."""
+
+
 class Hold(Base):
     """What a person has stopped: a drained provider or a paused intent. A paused run says so in `runs.state`."""
 

@@ -51,8 +51,8 @@ select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.payl
        j.stream, j.reply_to, j.question, j.prefix, j.prefix_bytes,
        {_LINE} as line, extract(epoch from j.deadline_at - now())::float8 as slack_s,
        extract(epoch from j.due_at - now())::float8 as due_s,
-       -- Only what nobody has tagged is read, to guess its intent.
-       case when j.intent = 'auto' then (select body from payloads p where p.job_id = j.id) end as payload
+       -- Only what nobody has tagged is read, to guess its intent, and what a cascade decides about.
+       case when j.intent = any(%(read)s::text[]) then (select body from payloads p where p.job_id = j.id) end as payload
 from unnest(%(tenants)s::text[], %(lines)s::text[], %(counts)s::int[]) as w(tenant, line, count)
 cross join lateral (
     with oldest as (

@@ -13,6 +13,7 @@ from waybill.contract import Candidate, Job
 from waybill.errors import ProviderError
 from waybill.ledger import providerbatches
 from workers.attempt import Attempt, attempt_of
+from workers.cascades import bring_cascades
 from workers.concluding import conclude
 from workers.execute import settle
 from workers.preparing import prepare
@@ -63,6 +64,7 @@ def _open_row(runtime: Runtime, row: Mapping[Any, Any]) -> OpenRow:
 
 async def settle_rows(runtime: Runtime, batch_id: str, ended: Sequence[tuple[OpenRow, Row]]) -> None:
     """Book what came of rows, as attempts, and close them. Harmless when done twice."""
+    await bring_cascades(runtime, [row.attempt.candidate for row, _ in ended])
     await asyncio.gather(*(_settle_row(runtime, row.attempt, result) for row, result in ended))
     await _close(runtime, batch_id, [(row, result.outcome) for row, result in ended])
 

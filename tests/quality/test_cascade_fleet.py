@@ -1,0 +1,168 @@
+"""A real fleet learns a cascade from its own ledger and plays it, call by call as it was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from policies.cascading import LearnedCascade
+from policies.evaluate.outcomes import Outcomes
+from policies.evaluate.packing import unpack
+from sandbox.testing import Running, spawned
+from tests.fleet import ROOT, clean_environment, redis_database, running_fleet
+from tests.quality.cascades import HAIKU, INTENT, OPUS, POLICY, SONNET, invent
+from tests.quality.ledgerrows import LedgerRows
+from tests.quality.test_cascading import path
+from waybill import Client, Job, embedded
+
+pytestmark = pytest.mark.timeout(900)  # eight commands, each a Python of its own, on a machine that may be busy
+LEARNED, ASKED = 90, 30
+ROOMY = "*:rpm=1000000,itpm=1000000000,otpm=1000000000,tpm=1000000000"
+
+
+@dataclass(frozen=True)
+class Place:
+    env: dict[str, str]
+    client: Client
+    sandbox: Running
+    ledger: LedgerRows
+    folder: Path
+
+    def waybill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        code = "import sys; from waybill.cli import main; sys.argv[0] = 'waybill'; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
+            env={**clean_environment(), "PYTHONPATH": str(ROOT), **self.env},
+        )  # fmt: skip
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """Have jobs done; their ids in order."""
+        ids = self.client.submit_many(jobs)
+        failed = [outcome for outcome in self.client.results(ids, timeout_s=300) if outcome.result is None]
+        assert not failed, failed[0]
+        return ids
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> tuple[Outcomes, Outcomes]:
+    return invent(LEARNED, seed=1), invent(ASKED, seed=2)
+
+
+@pytest.fixture(scope="module")
+def place(
+    services: embedded.Services,
+    ledger_template: str,
+    outcomes: tuple[Outcomes, Outcomes],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    """A fleet in which the flagship has answered what is to be learned from."""
+    folder = tmp_path_factory.mktemp("cascade")
+    (folder / "policy.toml").write_text(POLICY)
+    with (folder / "book.jsonl").open("w") as book:
+        for each in outcomes:
+            for prompt, answers in zip(each.prompts, each.answers, strict=True):
+                for model, answer in zip(each.models, answers, strict=True):
+                    book.write(json.dumps({"match": prompt, "model": model, "answer": answer}) + "\n")
+    database_url = embedded.create_database(str(services.database_url), "cascade", template=ledger_template)
+    redis_url = redis_database(services, "cascade")
+    policy = {"WAYBILL_POLICY_FILE": str(folder / "policy.toml")}
+    env = {"WAYBILL_DATABASE_URL": database_url, "WAYBILL_REDIS_URL": redis_url, **policy}
+    with (
+        spawned("--answers", str(folder / "book.jsonl"), "--latency", "fixed:2ms", "--limit", ROOMY) as sandbox,
+        running_fleet(database_url, redis_url, sandbox.url, folder, env=policy),
+        Client(database_url, redis_url) as client,
+        LedgerRows(database_url) as ledger,
+    ):
+        found = Place(env, client, sandbox, ledger, folder)
+        found.run([_job(prompt, model=OPUS) for prompt in outcomes[0].prompts])
+        yield found
+
+
+def _job(prompt: str, model: str | None = None) -> Job:
+    return Job(intent=INTENT, prompt=prompt, priority="lo", model=model)
+
+
+def test_a_cascade_is_fitted_on_the_ledger_and_played_as_it_was_measured(
+    place: Place, outcomes: tuple[Outcomes, Outcomes]
+) -> None:
+    too_early = place.waybill("policy", "fit", "--intent", INTENT)
+    for model in (HAIKU, SONNET):
+        shadowed = place.waybill(
+            "policy", "shadow", "--intent", INTENT, "--model", model, "--sample", "500", "--budget", "9"
+        )
+        assert shadowed.returncode == 0, shadowed.stderr
+    unreachable = place.waybill("policy", "fit", "--intent", INTENT, "--target", "1")
+    done = place.waybill("policy", "fit", "--intent", INTENT, "--target", "0.8")
+
+    assert (too_early.returncode, unreachable.returncode) == (2, 2)
+    assert "is graded beside claude-opus-5-5" in too_early.stderr
+    assert "nothing was put in force" in unreachable.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"{HAIKU} > {SONNET} > {OPUS}; {LEARNED} items" in done.stdout
+    [(number, content, tenants)] = place.ledger.all("select id, model, tenants from cascades where ended_at is null")
+    assert tenants == ["default"]
+    shown = place.waybill("policy", "outcomes")
+    assert f"cascade {number} of {INTENT}" in shown.stdout
+    _until_in_force(place)
+
+    ids = place.run([_job(prompt) for prompt in outcomes[1].prompts])
+
+    learned = LearnedCascade(number, INTENT, 0.8, unpack(content))
+    expected = [[outcomes[1].models[at] for at in path(learned, outcomes[1], item)] for item in range(ASKED)]
+    called = dict(
+        place.ledger.all("select job_id::text, array_agg(model order by number) from attempts group by job_id")
+    )
+    assert [called[job_id] for job_id in ids] == expected
+    assert len({tuple(models) for models in expected}) >= 2
+    log = [line for line in place.sandbox.log() if line.get("job") in ids and line["status"] == 200]
+    assert len(log) == sum(map(len, expected))
+    details = place.ledger.all("select detail from decisions where outcome = 'route' and job_id = any(%s::uuid[])", ids)
+    assert all((detail["plan"], detail["cascade"]) == ("learned", number) for (detail,) in details)
+    escalated = next(job_id for job_id, models in zip(ids, expected, strict=True) if len(models) > 1)
+    assert f"cascade {number} does not settle for it" in place.waybill("why", escalated).stdout
+
+
+def test_a_cascade_that_was_ended_decides_no_more_and_one_from_a_file_takes_its_place(
+    place: Place, outcomes: tuple[Outcomes, Outcomes]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    many = invent(300, seed=3)
+    rows = [
+        {"item_id": many.items[i], "intent": "x", "prompt": many.prompts[i], "model": f"old-{model}",
+         "score": many.scores[i, at], "cost_usd": many.costs[i, at], "answer": many.answers[i][at]}
+        for i in range(len(many)) for at, model in enumerate(many.models)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), place.folder / "made.parquet")
+    names = [part for model in many.models for part in ("--model", f"old-{model}={model}")]
+
+    done = place.waybill("policy", "fit", "--intent", INTENT, "--from", "made.parquet", "--target", "0.95", *names)
+    off = place.waybill("policy", "fit", "--intent", INTENT, "--off")
+    again = place.waybill("policy", "fit", "--intent", INTENT, "--off")
+
+    assert done.returncode == 0, done.stderr
+    assert "300 items" in done.stdout
+    assert place.ledger.all("select count(*) from cascades where ended_at is null") == [(0,)]
+    assert off.returncode == 0, off.stderr
+    assert again.returncode == 2
+    assert f"no cascade of {INTENT} is in force" in again.stderr
+
+
+def _until_in_force(place: Place) -> None:
+    """Wait until the dispatcher begins jobs with a cascade; probes are jobs of no interest."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        [job_id] = place.run([_job(f"probe {time.monotonic_ns()}")])
+        [(detail,)] = place.ledger.all("select detail from decisions where outcome = 'route' and job_id = %s", job_id)
+        if detail["plan"] == "learned":
+            return
+        time.sleep(0.5)
+    raise AssertionError("the cascade never came in force")
