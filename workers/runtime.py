@@ -175,6 +175,7 @@ class Runtime:
         self.outbox.start()
         self.broker = Broker(self.settings.require_broker_url())
         self.sharing = Sharing(self.ledger, self.redis, self.broker, self.owner)
+        await self.ledger.open()
         self.writer = Writer(self.ledger, self.sharing.hand_on)
         self.writer.start()
         self.till = Till(self.ledger)

@@ -121,6 +121,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         postman = Postman(gateway.client.ledger, private=networks(gateway.settings.webhook_networks))
         postman.start()
+        await gateway.client.ledger.open()  # the first caller need not wait for a connection
         gateway.clerk.start()
         gateway.mailroom.start(gateway.redis)
         hearing = None if gateway.news is None else asyncio.create_task(gateway.news.keep_looking(gateway.take_policy))
