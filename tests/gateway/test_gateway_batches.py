@@ -31,7 +31,7 @@ def chat_row(custom_id: str, model: str = "gpt-6-luna", **body: Any) -> dict[str
     }
 
 
-def until(look: Callable[[], Any], is_so: Callable[[Any], bool], timeout_s: float = 60) -> Any:
+def until(look: Callable[[], Any], is_so: Callable[[Any], bool], timeout_s: float = 180) -> Any:
     end = time.monotonic() + timeout_s
     while not is_so(found := look()):
         assert time.monotonic() < end, f"not in time: {found}"

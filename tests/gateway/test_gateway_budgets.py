@@ -85,19 +85,28 @@ def test_a_used_up_budget_is_the_error_that_the_sdk_knows(gpt: openai.OpenAI, le
     assert "tenant's budget of $0 is used up" in str(caught.value)
 
 
+def finished(http: Any, job: str) -> dict[str, Any]:
+    """The job's result, however slow the machine is."""
+    end = time.monotonic() + 180
+    while (answer := http.get(f"/v1/jobs/{job}/result?wait=20")).status_code == 202:
+        assert time.monotonic() < end, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
 def test_a_parked_job_goes_on_when_the_cap_is_raised(gateway: str, ledger: Ledger, budget: Setter) -> None:
     import httpx2
 
     budget(Decimal(0), "park")
     with httpx2.Client(base_url=gateway, timeout=60) as http:
         job = http.post("/v1/jobs", json={"intent": "summarization", "prompt": "Summarize: a."}).json()["id"]
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while ledger.rows("select state, error_code from jobs where id = %s", job) != [("parked", "budget_exhausted")]:
             assert time.monotonic() < end
             time.sleep(0.05)
 
         budget(spent(ledger) + 5, "park")
-        result = http.get(f"/v1/jobs/{job}/result?wait=30").json()
+        result = finished(http, job)
 
     assert result["state"] == "succeeded"
 
@@ -110,7 +119,7 @@ def test_cheaper_takes_the_next_model_that_can_be_paid_for(gateway: str, ledger:
     with httpx2.Client(base_url=gateway, timeout=60) as http:
         body = {"intent": "openai-only", "prompt": "Summarize: " + "word " * 4000, "max_output_tokens": 300}
         job = http.post("/v1/jobs", json=body).json()["id"]
-        http.get(f"/v1/jobs/{job}/result?wait=30")
+        finished(http, job)
 
     outcomes = ledger.rows("select outcome, reason from decisions where job_id = %s order by id", job)
     assert any(outcome == "fallback" and "budget" in reason for outcome, reason in outcomes), outcomes

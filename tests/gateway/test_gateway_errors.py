@@ -227,7 +227,7 @@ def test_a_client_that_leaves_cancels_its_call_and_the_cost_is_booked(
 ) -> None:
     import time
 
-    provider.latency("model:3")
+    provider.latency("model:8")  # slow enough that the client is gone before the end, however slow it is itself
     with httpx2.stream(
         "POST",
         f"{gateway}/v1/messages",
@@ -237,7 +237,7 @@ def test_a_client_that_leaves_cancels_its_call_and_the_cost_is_booked(
         job = answer.headers["x-waybill-job"]
         next(answer.iter_bytes())
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while (row := ledger.rows("select state from jobs where id = %s", job)[0]) == ("running",):
         assert time.monotonic() < deadline
         time.sleep(0.1)
