@@ -4,8 +4,8 @@ A backlog of mixed jobs (Opus, Sonnet, Haiku, GPT; each held back by another lim
 buckets, once with the fleet's limiter and once with each process having all limits for itself. The sandbox's own log is
 the judge:
 
-quota_used      what was used of the refill of a lane's binding limit, after warm-up (the first quarter) until 95 % of its
-                jobs were done; of the worst lane, at most 1
+quota_used      what was used of the refill of a lane's binding limit, after warm-up (the first quarter, at most 20 s) until
+                95 % of its jobs were done (`measured_s`, the shortest); of the worst lane, at most 1
 used_of_all     the same from the first call on, with the full bucket of the start in what was allowed
 provider_429    refusals after warm-up
 fullest_minute  the most used in 60 s, over what the bucket allows in 60 s
@@ -47,7 +47,7 @@ MAX_OUTPUT = 600
 """Both providers take it from the bucket while a call is under way: what is held so cannot be used (docs/limits.md)."""
 PROBES = 5
 """Answers of each lane from which its limits are chosen."""
-WARM_UP_SHARE = 0.25
+WARM_UP_SHARE, WARM_UP_MOST_S = 0.25, 20.0
 LOOSE = 20
 """Limits that are not meant to bind are this many times what is needed."""
 
@@ -163,6 +163,7 @@ def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst
     began = min(ended_at(line) - line["duration_ms"] / 1000 for line in log)
     ended = max(ended_at(line) for line in answered)
     shares, alls, bounds, worst = {}, {}, {}, 0.0
+    measured: list[float] = []
     for lane in LANES:
         mine = sorted((ended_at(line), used(line, lane.binding)) for line in answered if line["model"] == lane.model)
         rate = limits[lane.limit_class][lane.binding] / 60
@@ -173,16 +174,18 @@ def judge(log: list[dict[str, Any]], limits: dict[str, dict[str, int]], *, burst
         # The backlog of a lane lasts until nearly all its jobs are done; the end has nothing left to fill the quota with.
         last = mine[int(0.95 * len(mine)) - 1][0]
         alls[lane.model] = sum(n for at, n in mine if at <= last) / (capacity + rate * (last - began))
-        first = began + WARM_UP_SHARE * (last - began)
+        first = began + min(WARM_UP_MOST_S, WARM_UP_SHARE * (last - began))
+        measured.append(last - first)
         shares[lane.model] = min(1.0, sum(n for at, n in mine if first < at <= last) / (rate * (last - first)))
         for start in range(int(last - began)):
             window = sum(n for at, n in mine if began + start < at <= began + start + 60)
             worst = max(worst, window / (capacity + rate * 60))
-    warm = began + WARM_UP_SHARE * (ended - began)
+    warm = began + min(WARM_UP_MOST_S, WARM_UP_SHARE * (ended - began))
     return {
         "quota_used": round(min(shares.values()), 4),
         "quota_used_by_model": {model: round(share, 4) for model, share in shares.items()},
         "used_of_all_by_model": {model: round(share, 4) for model, share in alls.items()},
+        "measured_s": round(min(measured), 1),
         "provider_429": sum(ended_at(line) > warm for line in refused),
         "provider_429_all": len(refused),
         "fullest_minute": round(worst, 4),
