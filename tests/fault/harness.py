@@ -100,7 +100,8 @@ class Fleet:
         end = time.monotonic() + timeout_s
         while "worker.ready" not in self.log(name)[self._starts[name] :]:
             said = self.log(name)[self._starts[name] :][-2000:]
-            assert self.alive(name), f"{name} ended at its start:\n{said}"
+            code = self._nursery.poll(self._pids[name])
+            assert code is None, f"{name} ended at its start with {code}:\n{said}"
             assert time.monotonic() < end, f"{name} is not ready after {timeout_s} s:\n{said}"
             time.sleep(0.02)
 
