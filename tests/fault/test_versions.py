@@ -29,6 +29,8 @@ pytestmark = [
 ]
 ROLLED = ("anthropic-1", "dispatcher", "control", "openai", "anthropic-2")
 """In this order, one at a time, with work under way."""
+LEASE = {"WAYBILL_LEASE_S": "12"}
+"""The default: what is played here is no worker's death, and a machine that starts interpreters is slow."""
 SUBMIT = """
 import json, sys
 from waybill import Client, Job
@@ -71,10 +73,10 @@ class Versions:
         fleet = self._scene.fleet
         fleet.stop(*names)
         if version == "before":
-            env = {"PYTHONPATH": str(self._before)}
+            env = {"PYTHONPATH": str(self._before), **LEASE}
             fleet.start(*names, fresh=True, before=("env", "-C", str(self._before)), extra_env=env)
         else:
-            fleet.start(*names)
+            fleet.start(*names, extra_env=LEASE)
         self.pids[version] |= {fleet.pid(name) for name in names}
 
 

@@ -58,14 +58,17 @@ def test_r02_kill_of_a_worker_at_a_named_point(scene: Scene, point: str) -> None
     scene.fleet.kill("anthropic-1")
     scene.fleet.start("anthropic-1", extra_env={"WAYBILL_CRASH_AT": f"{point}:{passage}"})
 
-    scene.submit(24, one_by_one=True)
+    # On a slow machine a message holds many jobs: until the worker has had as many messages as it takes.
+    end = time.monotonic() + 60
+    while scene.fleet.alive("anthropic-1") and time.monotonic() < end:
+        scene.submit(4, one_by_one=True)
     exit_code = scene.fleet.wait("anthropic-1", 30)
     scene.until_final()
     verdict = check(scene)
 
     assert exit_code == 137
     verdict.assert_holds()
-    assert verdict.states == {"succeeded": 24}
+    assert verdict.states == {"succeeded": len(scene.accepted)}
     if point in ("after_call", "before_commit"):
         assert verdict.unknown_usd > 0, "the call had been answered and billed, so its attempt must carry an estimate"
 
@@ -84,7 +87,8 @@ def test_r02_kill_of_the_dispatcher_at_a_named_point(scene: Scene, point: str) -
     assert exit_code == 137
     verdict.assert_holds()
     assert verdict.states == {"succeeded": 20}
-    assert len(scene.calls()) == 20
+    lost = sum(row["losses"] for row in scene.jobs().values())  # 0, unless the machine stands still for a lease
+    assert 20 <= len(scene.calls()) <= 20 + lost
 
 
 @pytest.mark.parametrize("point", ["after_release", "after_rescue", "before_ring_again"])
@@ -164,12 +168,13 @@ def test_r28_a_worker_that_is_told_to_stop_hands_long_calls_back_without_using_a
     scene.submit(5)
     scene.until_calls(10)
 
-    codes = scene.fleet.stop("anthropic-1", timeout_s=20)
+    [stopped, _] = sorted(("anthropic-1", "anthropic-2"), key=lambda name: -_under_way(scene, name))
+    codes = scene.fleet.stop(stopped, timeout_s=20)
     scene.sandbox.latency("fixed:30ms")
     scene.until_final()
     verdict = check(scene)
 
-    assert codes == {"anthropic-1": 0}
+    assert codes == {stopped: 0}
     verdict.assert_holds()
     assert verdict.states == {"succeeded": 10}
     handed = [row for row in scene.attempts() if row["state"] == "cancelled"]
@@ -269,3 +274,9 @@ def _others_are_done(scene: Scene, dead: str) -> bool:
     pid = f"-{scene.fleet.pid(dead)}-"
     running = [row for row in scene.jobs().values() if row["state"] == "running"]
     return all(pid in row["lease_owner"] for row in running) and scene.sandbox.state()["in_flight"] == 0
+
+
+def _under_way(scene: Scene, name: str) -> int:
+    """How many calls a worker has made that have not ended."""
+    pid = f"-{scene.fleet.pid(name)}-"
+    return sum(row["state"] == "started" and pid in row["worker"] for row in scene.attempts())
