@@ -22,7 +22,7 @@ from policies.evaluate.outcomes import Floats, Ints, Outcomes
 from policies.evaluate.precall import fit_precall
 from policies.evaluate.smoother import Frozen, Smoother
 
-REPEATS = 8
+REPEATS = 4
 FOLDS = 5
 # States double with each model; beyond four the answers of more cheap models repeat each other.
 MOST_ASKED = 4

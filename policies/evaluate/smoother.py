@@ -20,7 +20,7 @@ from policies.evaluate.outcomes import Floats, Ints
 # Flat optima over re-splits of three sets (docs/routing.md); none is tuned to one of them.
 _RIDGE_PENALTY = 10.0
 _RIDGE_SHARE = 0.8
-_TREES = 4  # per member
+_TREES = 8  # per member
 _LEAF = 20
 _COLUMNS_TRIED = 0.5
 _AT_ONCE = 500  # rows whose trees are descended together: bounds the memory, not the result
