@@ -157,8 +157,13 @@ def main(arguments: Sequence[str]) -> None:
     """Measure in turns and print."""
     parser = argparse.ArgumentParser(prog="./run bench telemetry", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--jobs", type=int, default=1000, help="per turn")
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each, alternating")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=3000,
+        help="per turn; a turn must be long beside the seconds in which things are sent",
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each, alternating")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what seeing means; default: all")
     options = parser.parse_args(arguments)
     turns: dict[str, list[tuple[float, float]]] = {"quiet": [], "seeing": []}

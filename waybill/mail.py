@@ -2,8 +2,8 @@
 
 One Redis stream for each gateway process, named by `jobs.reply_to`. An entry holds any number of letters, one field each:
 `kind:job:attempt:number` -> bytes. Workers send all that has come up since their last send in one entry, gateways read
-all jobs' letters with one command: what a piece costs falls as the load grows. Letters of an attempt are numbered, so a
-gap is seen; the ledger has every answer, so a letter that is lost costs a moment, not an answer.
+all jobs' letters with one command: what a piece costs falls as the load grows. Letters of an attempt are numbered: what is
+sent again, because nobody knows whether it came, is known by its number, and a gap is seen; the ledger has every answer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from waybill.names import mail_key
 
@@ -30,8 +31,10 @@ KEEP_S: Final = 600
 """The stream of a gateway that is gone disappears after this."""
 MAX_ENTRIES: Final = 50_000
 SEND_TIMEOUT_S: Final = 2.0
-"""A Redis that hangs must not hold up the calls."""
+RESEND_S: Final = 15.0
+"""So long is it tried to send the same letters; a client that has waited longer for a piece finds its answer in the ledger."""
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""What may wait in a worker while Redis does not take it. Beyond that all of it is lost, and the readers are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,17 @@ class Letter:
         return found
 
 
+_Letter = tuple[Kind, str, int, bytearray]
+
+
 class Outbox:
     """A worker's side: `put` returns at once, one task sends."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._waiting: dict[str, list[tuple[Kind, str, int, bytearray]]] = {}
+        self._waiting: dict[str, list[_Letter]] = {}
+        self._last: dict[str, _Letter] = {}
+        """Of those that wait, by job; a job has one gateway that waits for it."""
         self._bytes = 0
         self._numbers: dict[tuple[str, int], int] = {}
         self._wake = asyncio.Event()
@@ -75,18 +83,16 @@ class Outbox:
 
     def put(self, reply_to: str, kind: Kind, job_id: str, attempt: int, data: bytes) -> None:
         """Send a letter soon. Pieces of one attempt that wait side by side become one letter."""
-        letters = self._waiting.setdefault(reply_to, [])
         self._bytes += len(data)
-        if kind == "data":
-            for letter in reversed(letters):
-                if letter[1] == job_id:
-                    if letter[0] == "data" and letter[2] == attempt:
-                        letter[3].extend(data)
-                        self._wake.set()
-                        return
-                    break
-        letters.append((kind, job_id, attempt, bytearray(data)))
+        last = self._last.get(job_id)
+        if kind == "data" and last is not None and last[0] == "data" and last[2] == attempt:
+            last[3].extend(data)
+        else:
+            self._last[job_id] = letter = (kind, job_id, attempt, bytearray(data))
+            self._waiting.setdefault(reply_to, []).append(letter)
         self._wake.set()
+        if self._bytes > MAX_WAITING_BYTES:
+            self._lose(self._take())
 
     async def close(self) -> None:
         """Send what is left and stop."""
@@ -100,24 +106,40 @@ class Outbox:
             await self._wake.wait()
             self._wake.clear()
             if self._waiting:
-                waiting, self._waiting, self._bytes = self._waiting, {}, 0
-                await self._send(waiting)
+                await self._send(self._take())
 
-    async def _send(self, waiting: Mapping[str, list[tuple[Kind, str, int, bytearray]]]) -> None:
+    def _take(self) -> dict[str, dict[str, bytes]]:
+        """What waits, named, by whom it is for."""
+        waiting, self._waiting, self._last, self._bytes = self._waiting, {}, {}, 0
+        return {
+            reply_to: {self._name(*letter[:3]): bytes(letter[3]) for letter in letters}
+            for reply_to, letters in waiting.items()
+        }
+
+    async def _send(self, entries: Mapping[str, dict[str, bytes]]) -> None:
         from redis.exceptions import RedisError
 
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for reply_to, letters in waiting.items():
-                        key = mail_key(reply_to)
-                        fields: Any = {self._name(*letter[:3]): bytes(letter[3]) for letter in letters}
-                        pipe.xadd(key, fields, maxlen=MAX_ENTRIES, approximate=True)
-                        pipe.expire(key, KEEP_S)
-                    await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as exc:
-            # What was to be sent is lost; the readers see the gap, and the ledger has the answers.
-            log.warning("service.away service=redis error=%s", type(exc).__name__)
+        began, pause_s = time.monotonic(), 0.1
+        while True:
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    async with self._redis.pipeline(transaction=False) as pipe:
+                        for reply_to, fields in entries.items():
+                            key = mail_key(reply_to)
+                            pipe.xadd(key, cast("Any", fields), maxlen=MAX_ENTRIES, approximate=True)
+                            pipe.expire(key, KEEP_S)
+                        await pipe.execute()
+                return None
+            except (RedisError, OSError, TimeoutError) as exc:
+                log.warning("service.away service=redis error=%s", type(exc).__name__)
+            if self._closing or time.monotonic() - began > RESEND_S:
+                return self._lose(entries)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2.0, pause_s * 2)
+
+    def _lose(self, entries: Mapping[str, dict[str, bytes]]) -> None:
+        """These letters have their numbers and will not come: the readers see the gap, and the ledger has the answers."""
+        log.warning("mail.lost letters=%d", sum(len(fields) for fields in entries.values()))
 
     def _name(self, kind: Kind, job_id: str, attempt: int) -> str:
         number = self._numbers.get((job_id, attempt), 0)

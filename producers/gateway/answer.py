@@ -146,6 +146,8 @@ class Carriage:
                 for frame in await self._last(letter, shown=attempt > 0, is_whole=letter.number in (-1, expected)):
                     yield frame
                 return
+            if letter.attempt < attempt or (letter.attempt == attempt and letter.number < expected):
+                continue  # sent again because nobody knew whether it had come
             if letter.attempt != attempt:
                 if attempt > 0 and not (self.job.wire is not None and self.job.wire.restart):
                     await self.abandon()

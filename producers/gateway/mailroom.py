@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from waybill.client import AsyncClient
@@ -26,6 +27,8 @@ log = logging.getLogger("waybill.gateway")
 
 BOX_BYTES: Final = 4 * 1024 * 1024
 ALL_BYTES: Final = 128 * 1024 * 1024
+QUIET_S: Final = 5.0
+"""A stream whose job is over may have letters on their way; so long after the last one nothing more is hoped for."""
 LOOK_EVERY_S: Final = 1.0
 """How often the ledger is asked about jobs that no mail has ended: refused, cancelled, dead, or with lost letters."""
 
@@ -37,6 +40,8 @@ class Box:
         job_id: The job.
         is_final: The ledger says that it is over, and no end letter came.
         overflowed: The client did not keep up; letters were dropped.
+        since: When it was opened; -1 once the ledger has said that the job is over.
+        heard: When the last letter came.
     """
 
     def __init__(self, job_id: str) -> None:
@@ -45,6 +50,7 @@ class Box:
         self.overflowed = False
         self.bytes = 0
         self.since = time.monotonic()
+        self.heard = -inf
         self._letters: deque[Letter] = deque()
         self._arrived = asyncio.Event()
 
@@ -52,6 +58,7 @@ class Box:
         """A letter came."""
         self._letters.append(letter)
         self.bytes += len(letter.data)
+        self.heard = time.monotonic()
         self._arrived.set()
 
     def say_final(self) -> None:
@@ -137,6 +144,6 @@ class Mailroom:
                     box = self._boxes.get(job_id)
                     if state in FINAL_STATES and box is not None:
                         # The end letter of a job that has just ended may be on its way: the next look says so.
-                        if box.since < 0:
+                        if box.since < 0 and now - box.heard > QUIET_S:
                             box.say_final()
                         box.since = -1.0
