@@ -8,15 +8,7 @@ from typing import Any
 
 from policies.cascading import Said, spoken, weigh
 from policies.dialects.carry import said
-from policies.fallback import (
-    Accept,
-    Decision,
-    GiveUp,
-    History,
-    Retry,
-    decide,
-    with_more_room,
-)
+from policies.fallback import Accept, Decision, GiveUp, History, Retry, decide, with_more_room
 from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.pricing import uncached
 from waybill.contract import CostSource

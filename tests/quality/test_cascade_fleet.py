@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from policies.cascading import LearnedCascade
 from policies.evaluate.outcomes import Outcomes
 from policies.evaluate.packing import unpack
-from sandbox.testing import Running, spawned
-from tests.fleet import ROOT, clean_environment, redis_database, running_fleet
+from sandbox.testing import spawned
+from tests.fleet import redis_database, running_fleet
 from tests.quality.cascades import HAIKU, INTENT, OPUS, POLICY, SONNET, invent
 from tests.quality.ledgerrows import LedgerRows
+from tests.quality.place import Place
 from tests.quality.test_cascading import path
 from waybill import Client, Job, embedded
 
@@ -27,20 +24,8 @@ LEARNED, ASKED = 90, 30
 ROOMY = "*:rpm=1000000,itpm=1000000000,otpm=1000000000,tpm=1000000000"
 
 
-@dataclass(frozen=True)
-class Place:
-    env: dict[str, str]
-    client: Client
-    sandbox: Running
-    ledger: LedgerRows
-    folder: Path
-
-    def waybill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "import sys; from waybill.cli import main; sys.argv[0] = 'waybill'; main()"
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
-            env={**clean_environment(), "PYTHONPATH": str(ROOT), **self.env},
-        )  # fmt: skip
+class RunningPlace(Place):
+    """The same, with jobs to be run."""
 
     def run(self, jobs: list[Job]) -> list[str]:
         """Have jobs done; their ids in order."""
@@ -61,7 +46,7 @@ def place(
     ledger_template: str,
     outcomes: tuple[Outcomes, Outcomes],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
+) -> Iterator[RunningPlace]:
     """A fleet in which the flagship has answered what is to be learned from."""
     folder = tmp_path_factory.mktemp("cascade")
     (folder / "policy.toml").write_text(POLICY)
@@ -80,7 +65,7 @@ def place(
         Client(database_url, redis_url) as client,
         LedgerRows(database_url) as ledger,
     ):
-        found = Place(env, client, sandbox, ledger, folder)
+        found = RunningPlace(env, client, sandbox, ledger, folder)
         found.run([_job(prompt, model=OPUS) for prompt in outcomes[0].prompts])
         yield found
 
@@ -90,7 +75,7 @@ def _job(prompt: str, model: str | None = None) -> Job:
 
 
 def test_a_cascade_is_fitted_on_the_ledger_and_played_as_it_was_measured(
-    place: Place, outcomes: tuple[Outcomes, Outcomes]
+    place: RunningPlace, outcomes: tuple[Outcomes, Outcomes]
 ) -> None:
     too_early = place.waybill("policy", "fit", "--intent", INTENT)
     for model in (HAIKU, SONNET):
@@ -130,7 +115,7 @@ def test_a_cascade_is_fitted_on_the_ledger_and_played_as_it_was_measured(
 
 
 def test_a_cascade_that_was_ended_decides_no_more_and_one_from_a_file_takes_its_place(
-    place: Place, outcomes: tuple[Outcomes, Outcomes]
+    place: RunningPlace, outcomes: tuple[Outcomes, Outcomes]
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -156,7 +141,7 @@ def test_a_cascade_that_was_ended_decides_no_more_and_one_from_a_file_takes_its_
     assert f"no cascade of {INTENT} is in force" in again.stderr
 
 
-def _until_in_force(place: Place) -> None:
+def _until_in_force(place: RunningPlace) -> None:
     """Wait until the dispatcher begins jobs with a cascade; probes are jobs of no interest."""
     end = time.monotonic() + 120
     while time.monotonic() < end:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,30 +15,15 @@ import pytest
 from sandbox.bill import cost_usd
 from sandbox.exchange import Usage
 from sandbox.models import Catalogue
-from sandbox.testing import Running, spawned
+from sandbox.testing import spawned
 from tests.acceptance.test_real_documents import RECORDED, ROOMY, SCHEMA, receipts_book
-from tests.fleet import ROOT, clean_environment, redis_database, running_fleet
+from tests.fleet import redis_database, running_fleet
 from tests.quality.ledgerrows import LedgerRows
+from tests.quality.place import Place
 from waybill import Client, Job, embedded
 
 SAMPLE = 400 if os.environ.get("WAYBILL_SLOW") == "1" else 30
 """Of each kind; all of them with WAYBILL_SLOW=1."""
-
-
-@dataclass(frozen=True)
-class Place:
-    env: dict[str, str]
-    client: Client
-    sandbox: Running
-    ledger: LedgerRows
-    folder: Path
-
-    def waybill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "import sys; from waybill.cli import main; sys.argv[0] = 'waybill'; main()"
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=150, check=False,
-            env={**clean_environment(), "PYTHONPATH": str(ROOT), **self.env},
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

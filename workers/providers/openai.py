@@ -81,11 +81,13 @@ class OpenAIProvider:
         )
 
     def request(self, call: Call) -> dict[str, Any]:
-        """The body of the call.
+        """The body of the call; of a batch's row where the client's own dialect is carried.
 
         Raises:
-            Rejected: The model does not take the effort asked for.
+            Rejected: The model does not take the effort asked for, or a batch not this request.
         """
+        if call.wire is not None:
+            return passthrough.row_body(call)
         request = completion_request(call, compatible=self._compatible)
         request["model"] = self._model_name or call.model.id
         return request

@@ -12,7 +12,7 @@ import httpx2
 import openai
 
 from waybill.errors import ProviderError
-from workers.providers import passthrough, wire
+from workers.providers import wire
 from workers.providers.base import Call
 from workers.providers.batches import SKEW_S, Line, Look, Row, json_lines
 from workers.providers.errors import TRANSPORT_ERRORS, Said, interrupted, refused
@@ -43,7 +43,7 @@ class OpenAIBatches:
 
     def line(self, name: str, call: Call) -> Line:
         """See `BatchProvider.line`. The tier is the batch's own and must not be asked for."""
-        body = self._provider.request(call) if call.wire is None else passthrough.row_body(call)
+        body = self._provider.request(call)
         body.pop("service_tier", None)
         request = {"custom_id": name, "method": "POST", "url": _ENDPOINT, "body": body}
         return Line(name, json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode())
