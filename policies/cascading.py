@@ -79,6 +79,14 @@ class LearnedCascade:
         outside = [model for model in self.chain if model not in plan.chain]
         return f"{', '.join(outside)} is not in the plan's chain" if outside else None
 
+    def keeps(self, quality: float | None) -> bool:
+        """Whether it was fitted for what a job wants kept; None = what the policy says, which it was."""
+        return quality is None or quality <= self.target
+
+    def is_outdone(self, first: str, shown: str | None) -> bool:
+        """Whether `shown`, which keeps a job's own target alone, costs no more than the model that it would ask first."""
+        return shown in self.chain and self.chain.index(shown) <= self.chain.index(first)
+
     def first(self, prompts: Sequence[str]) -> list[str]:
         """The model to be asked first, for each prompt."""
         moves = self.cascade.decide(self._evidence(prompts, ()), ())

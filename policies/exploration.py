@@ -16,12 +16,13 @@ def explore(found: Route, request: Request, *, share: float, draw: float) -> tup
 
     Args:
         found: What routing chose.
-        request: Interactive, pinned and local-only jobs are never explored with.
+        request: Interactive, pinned and local-only jobs are never explored with, nor those that state their own quality.
         share: Of jobs that get a candidate at random, 0..1.
         draw: Uniformly random, 0 <= draw < 1.
     """
     paid = [at for at, candidate in enumerate(found.candidates) if candidate.provider != "local"]
-    if share <= 0 or request.priority != "lo" or request.model is not None or request.local_only or len(paid) < 2:
+    is_fixed = request.model is not None or request.local_only or request.quality is not None
+    if share <= 0 or request.priority != "lo" or is_fixed or len(paid) < 2:
         return found, 1.0
     each = share / len(paid)
     number = int(draw / each) if draw < share else 0

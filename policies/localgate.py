@@ -22,6 +22,8 @@ SHARES: Final = (1.0, 0.8, 0.6, 0.4, 0.2)
 SURE: Final = 0.9
 AUDIT_SHARE: Final = 0.05
 """Of the answers that would be kept, so many go on to the paid model all the same."""
+USUAL_TARGET: Final = 0.99
+"""What a gate has to show where the policy file names no quality."""
 RECORDS: Final = 400
 """The latest records of a gate; older ones say nothing about today."""
 

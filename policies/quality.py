@@ -8,6 +8,8 @@ right and the model wrong, so that agreement on a handful of items shows nothing
 
 Only models of the intent's chain in the policy file are ever chosen. Until an intent has `ENOUGH` grades the file's own
 order holds: a person has judged, and no outcome contradicts.
+
+A job may state a quality of its own (`Job.quality`); then that is the target of its plan.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from policies.evaluate.bounds import Quality
+from policies.localgate import USUAL_TARGET
 from policies.policyfile import Plan, Policy
 
 ENOUGH: Final = 30
@@ -92,15 +95,27 @@ class Verdict:
 
     Attributes:
         standing: The figures.
+        flagship: The flagship's own grades; None without any.
         quality: Ratio to the flagship's score; None without grades of both.
-        lacks: More labels that would show the target; None = its own ratio is not above it, or nothing is known.
-        passes: Whether the lower bound meets the target.
     """
 
     standing: Standing
+    flagship: Sums | None
     quality: Quality | None
-    lacks: int | None
-    passes: bool
+
+    def keeps(self, target: float) -> bool:
+        """Whether the lower bound meets a target, on grades enough."""
+        return self.standing.sums.labels >= ENOUGH and self.quality is not None and self.quality.lower_bound() >= target
+
+    def lacks(self, target: float) -> int | None:
+        """More labels like those at hand that would show a target; None when a hundred times as many would not."""
+        model, flagship = self.standing.sums, self.flagship
+        for step in range(_STEPS + 1):
+            more = math.pow(100, step / _STEPS)
+            quality = cautious_quality(model.times(more), None if flagship is None else flagship.times(more))
+            if quality is not None and quality.lower_bound() >= target:
+                return math.ceil(model.labels * (more - 1))
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +126,22 @@ class Choice:
         plan: As routing uses it.
         kind: `declared` (the file's order), `flagship`, `cheap` or `cascade`.
         verdicts: Of the chain's models that have grades.
-        shortfall: One line when the target is not shown for any cheaper model: what lacks how many labels; else None.
+        target: What it had to keep; None = nothing.
+        shown: The model that outcomes show to keep it at less than the safer plan's cost; None = there is none.
     """
 
     plan: Plan
     kind: str
     verdicts: tuple[Verdict, ...]
-    shortfall: str | None = None
+    target: float | None
+    shown: str | None = None
+
+    @property
+    def shortfall(self) -> str | None:
+        """One line when the target is not shown for any cheaper model: what lacks how many labels; else None."""
+        if self.kind != "flagship" or self.target is None:
+            return None
+        return _shortfall(self.plan.intent, self.verdicts, self.target)
 
 
 def standing(row: Mapping[Any, Any]) -> Standing:
@@ -139,58 +163,73 @@ def learn(policy: Policy, standings: Sequence[Standing]) -> tuple[Policy, Mappin
 
     Intents without a quality target keep the file's order.
     """
-    known = {(each.intent, each.model): each for each in standings}
+    known = by_name(standings)
     choices = {intent: choose(policy, plan, known) for intent, plan in policy.plans.items()}
     return replace(policy, plans={intent: choice.plan for intent, choice in choices.items()}), choices
 
 
-def choose(policy: Policy, plan: Plan, known: Mapping[tuple[str, str], Standing]) -> Choice:
-    """The plan of one intent."""
-    target = plan.quality if plan.quality is not None else policy.quality
+def by_name(standings: Sequence[Standing]) -> Mapping[tuple[str, str], Standing]:
+    """Standings by intent and model."""
+    return {(each.intent, each.model): each for each in standings}
+
+
+def choose(policy: Policy, plan: Plan, known: Mapping[tuple[str, str], Standing], own: float | None = None) -> Choice:
+    """The plan of one intent.
+
+    Args:
+        plan: As the policy file has it.
+        known: What the ledger knows, by intent and model.
+        own: The quality that a job states for itself; None = the intent's target holds, or the policy's.
+    """
+    usual = plan.quality if plan.quality is not None else policy.quality
+    if own is None:
+        return _choose(policy, plan, known, usual, "target")
+    if own > (usual or USUAL_TARGET):
+        plan = _without_local(plan, policy)
+    choice = _choose(policy, plan, known, own, "the job's target")
+    if choice.kind != "declared":
+        return choice
+    reason = f"{plan.reason}; too few outcomes to choose by for the job's own {own:g}: the file's order holds"
+    return replace(choice, plan=replace(choice.plan, reason=reason))
+
+
+def _choose(
+    policy: Policy, plan: Plan, known: Mapping[tuple[str, str], Standing], target: float | None, whose: str
+) -> Choice:
     paid = [model for model in plan.chain if policy.models[model].provider != "local"]
     flagship = known.get((plan.intent, policy.flagship))
     verdicts = tuple(
-        weigh(known[plan.intent, model], flagship, target)
+        weigh(known[plan.intent, model], flagship)
         for model in paid
-        if model != policy.flagship and (plan.intent, model) in known and target is not None
+        if model != policy.flagship and (plan.intent, model) in known
     )
     if target is None or len(paid) < 2 or not any(each.standing.sums.labels >= ENOUGH for each in verdicts):
-        return Choice(plan, "declared", verdicts)
+        return Choice(plan, "declared", verdicts, target)
     safe = policy.flagship if policy.flagship in paid else paid[-1]
-    best = _cheapest([each for each in verdicts if each.passes], known.get((plan.intent, safe)))
+    best = _cheapest([each for each in verdicts if each.keeps(target)], known.get((plan.intent, safe)))
     if best is None:
-        shortfall = _shortfall(plan.intent, verdicts, target)
-        reason = f"no cheaper model is shown to keep {target:g} of {policy.flagship}: the safer plan"
-        return Choice(_begin_with(plan, safe, policy, reason), "flagship", verdicts, shortfall)
+        reason = f"no cheaper model is shown to keep {target:g} of {policy.flagship} ({whose}): the safer plan"
+        return Choice(_begin_with(plan, safe, policy, reason), "flagship", verdicts, target)
     model, quality = best.standing.model, best.quality
     assert quality is not None
     kind = "cascade" if best.standing.weak_share > 0 else "cheap"
     reason = (
         f"{model} keeps {quality.ratio:.3f} of {policy.flagship}, at least {max(0.0, quality.lower_bound()):.3f}"
-        f" (target {target:g}, {quality.labels} labels)"
+        f" ({whose} {target:g}, {quality.labels} labels)"
     )
-    return Choice(_begin_with(plan, model, policy, reason), kind, verdicts)
+    return Choice(_begin_with(plan, model, policy, reason), kind, verdicts, target, model)
 
 
-def weigh(standing: Standing, flagship: Standing | None, target: float | None) -> Verdict:
+def _without_local(plan: Plan, policy: Policy) -> Plan:
+    """The plan for more than the gate of local answers is opened for; unchanged where there is nobody else."""
+    paid = tuple(model for model in plan.chain if policy.models[model].provider != "local")
+    return replace(plan, chain=paid) if paid else plan
+
+
+def weigh(standing: Standing, flagship: Standing | None) -> Verdict:
     """Compare a model with the flagship: on the items that both answered, or where those say less, by their means."""
-    quality = cautious_quality(standing.sums, None if flagship is None else flagship.sums)
-    if quality is None or target is None:
-        return Verdict(standing, quality, None, False)
-    passes = standing.sums.labels >= ENOUGH and quality.lower_bound() >= target
-    return Verdict(
-        standing, quality, _lacking(standing.sums, None if flagship is None else flagship.sums, target), passes
-    )
-
-
-def _lacking(model: Sums, flagship: Sums | None, target: float) -> int | None:
-    """How many more labels like those at hand would show the target; None when a hundred times as many would not."""
-    for step in range(_STEPS + 1):
-        more = math.pow(100, step / _STEPS)
-        quality = cautious_quality(model.times(more), None if flagship is None else flagship.times(more))
-        if quality is not None and quality.lower_bound() >= target:
-            return math.ceil(model.labels * (more - 1))
-    return None
+    graded = None if flagship is None else flagship.sums
+    return Verdict(standing, graded, cautious_quality(standing.sums, graded))
 
 
 def cautious_quality(model: Sums, flagship: Sums | None) -> Quality | None:
@@ -263,12 +302,12 @@ def _shortfall(intent: str, verdicts: Sequence[Verdict], target: float) -> str:
         model, labels = verdict.standing.model, verdict.standing.sums.labels
         if verdict.quality is None:
             parts.append(f"{model} has {labels} labels and the flagship none to compare with")
-        elif verdict.lacks is None:
+        elif (lacks := verdict.lacks(target)) is None:
             parts.append(f"{model} has {labels} labels and keeps only {verdict.quality.ratio:.3f}")
         elif labels < ENOUGH:
-            parts.append(f"{model} has {labels} labels and lacks about {max(verdict.lacks, ENOUGH - labels)}")
-        elif verdict.lacks:
-            parts.append(f"{model} has {labels} labels and lacks about {verdict.lacks}")
+            parts.append(f"{model} has {labels} labels and lacks about {max(lacks, ENOUGH - labels)}")
+        elif lacks:
+            parts.append(f"{model} has {labels} labels and lacks about {lacks}")
         else:
             parts.append(f"{model} meets it, but costs as much as the safer plan")
     return f"intent {intent}: no cheaper plan is shown to keep {target:g}: {'; '.join(parts)}"

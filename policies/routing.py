@@ -38,6 +38,7 @@ class Request:
         priority: `hi` or `lo`.
         due_s: Seconds in which the answer is wanted; None = at once, so that no cheaper lane comes into question.
         prefix_bytes: Of `payload_bytes`, what a prompt cache may keep.
+        quality: What the job itself wants kept, or None; it has a plan of its own then (policies/quality.py).
     """
 
     intent: str
@@ -50,6 +51,7 @@ class Request:
     priority: str = "hi"
     due_s: float | None = None
     prefix_bytes: int = 0
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class BatchSpec:
         model: Pins the model.
         local_only: No row may leave the local models.
         local_only_column: Column that says so row by row (true/false).
+        quality: Share of the flagship's quality to keep, see `Job.quality`; rows that must stay local have no choice.
         tenant: None = the client's.
         deadline_s: Seconds after which a row's answer is of no use, from its submission.
         latency: How soon answers are wanted, see `Job.latency`.
@@ -92,6 +93,7 @@ class BatchSpec:
     model: str | None = None
     local_only: bool = False
     local_only_column: str | None = None
+    quality: float | None = None
     tenant: str | None = None
     deadline_s: float | None = None
     latency: str | None = None
@@ -319,6 +321,7 @@ def _shared_fields(spec: BatchSpec, client: AsyncClient) -> Mapping[str, Any]:
         "labels": spec.labels,
         "model": spec.model,
         "local_only": spec.local_only,
+        "quality": spec.quality,
         "priority": spec.priority,
         "max_output_tokens": spec.max_output_tokens,
         "deadline_s": spec.deadline_s,

@@ -165,6 +165,8 @@ class Feeder:
             metadata["id"] = row_id[:_METADATA_CHARS]
         local_only = bool(work.job.get("local_only")) or self._is_local_only(row)
         fields = {**work.job, "prompt": prompt, "metadata": metadata, "local_only": local_only}
+        if local_only:
+            fields["quality"] = None
         digest = rowkeys.row_digest(
             work.digest, prompt, row_id=row_id, local_only=local_only, generation=work.generation
         )

@@ -33,6 +33,7 @@ def work_digest(job: Mapping[str, Any]) -> str:
         list(job.get("labels") or ()),
         # Left out where there is none: runs from before there was one go on where they were.
         *([{"context": job["context"]}] if job.get("context") else []),
+        *([{"quality": job["quality"]}] if job.get("quality") else []),
     )
 
 

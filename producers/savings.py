@@ -197,9 +197,7 @@ def _singles(
         if rates is None:
             continue
         verdicts = [
-            weigh(known[intent, model], known.get((intent, policy.flagship)), policy.quality)
-            if (intent, model) in known
-            else None
+            weigh(known[intent, model], known.get((intent, policy.flagship))) if (intent, model) in known else None
             for intent in intents
         ]
         qualities = [verdict.quality for verdict in verdicts if verdict is not None and verdict.quality is not None]
@@ -208,7 +206,11 @@ def _singles(
             if qualities and len(qualities) == len(verdicts)
             else None
         )
-        passes = bool(verdicts) and all(verdict is not None and verdict.passes for verdict in verdicts)
+        passes = (
+            policy.quality is not None
+            and bool(verdicts)
+            and all(verdict is not None and verdict.keeps(policy.quality) for verdict in verdicts)
+        )
         found.append(Single(model, rates.cost(total.usage), worst, passes))
     return sorted(found, key=lambda single: single.usd)
 

@@ -34,7 +34,7 @@ _JUDGE_SCHEMA: Final = {
 _JUDGE_OVERHEAD: Final = 300
 _JUDGE_OUTPUT: Final = 600
 """Tokens of the instructions around a judged pair, and of a verdict with its thinking: for the budget alone."""
-_REPLACED: Final = ("model", "priority", "stream", "deadline_s", "idempotency_key", "metadata", "local_only")
+_REPLACED: Final = ("model", "priority", "stream", "deadline_s", "idempotency_key", "metadata", "local_only", "quality")
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,7 @@ class AsyncClient:
                 "max_outputs": [job.max_output_tokens for job in jobs],
                 "models": [job.model for job in jobs],
                 "local_onlys": [job.local_only for job in jobs],
+                "qualities": [job.quality for job in jobs],
                 "needs": [",".join(_needs(job)) for job in jobs],
                 "streams": [job.stream for job in jobs],
                 "deadlines": [job.deadline_s for job in jobs],

@@ -235,6 +235,9 @@ class Job(BaseModel):
         labels: Classification: the answer is exactly one of these (2..100).
         model: Pins the model; nothing else is ever tried.
         local_only: The text must not leave this machine's models (sensitive data).
+        quality: Share of the flagship's quality that this job wants kept, above 0 and up to 1; None = as the policy file says.
+            The cheapest model of the intent's chain that outcomes show to keep it is asked first. Not beside `model` or
+            `local_only`, which leave nothing to choose.
         priority: Interactive work goes before batch work.
         max_output_tokens: Upper bound for the answer, thinking included; None = the intent's default.
         deadline_s: Seconds from submission after which the answer is of no use; None = no deadline. Time that is left until
@@ -263,6 +266,7 @@ class Job(BaseModel):
     labels: tuple[str, ...] = ()
     model: str | None = Field(default=None, max_length=200)
     local_only: bool = False
+    quality: float | None = Field(default=None, gt=0, le=1)
     priority: Priority = Priority.INTERACTIVE
     max_output_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     deadline_s: float | None = Field(default=None, gt=0, le=30 * 86400)
@@ -327,6 +331,10 @@ class Job(BaseModel):
             raise ValueError("`wire` holds the whole request; give no `system`, `context` or `labels` beside it")
         if self.messages and self.messages[-1].role != "user":
             raise ValueError("`messages` must end with a user turn: current models refuse prefilled answers")
+        if self.quality is not None and (self.model is not None or self.local_only):
+            raise ValueError(
+                "takes no `quality` beside `model` or `local_only`: it chooses among the models of an intent"
+            )
         if self.labels and self.json_schema is not None:
             raise ValueError("takes `labels` or `json_schema`, not both")
         if self.labels and not 2 <= len(set(self.labels)) == len(self.labels) <= 100:

@@ -38,6 +38,8 @@ def question(job: Job) -> str | None:
         return None
     # The order of keys is kept: in a schema it is the order in which a model writes its fields.
     asked = job.model_dump(mode="json", exclude=set(NOT_ASKED))
+    if job.quality is None:
+        del asked["quality"]  # answers from before there was one still count
     if job.wire is not None:
         del asked["wire"]["text_bytes"]  # counts the names of the two as well
         for how in ("stream", "stream_options"):

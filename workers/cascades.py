@@ -84,7 +84,11 @@ class Cascades:
     async def first(self, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Chosen]:
         """The first model of each job that a cascade decides about, by job id; in a thread, for the CPU it takes."""
         usable = {intent: found for intent in self._in_force if (found := self._usable(intent, policy)) is not None}
-        fit = [row for row in rows if row["intent"] in usable and _is_fit(row)]
+        fit = [
+            row
+            for row in rows
+            if row["intent"] in usable and _is_fit(row) and usable[row["intent"]].keeps(row["quality"])
+        ]
         return await asyncio.to_thread(_first, fit, usable) if fit else {}
 
     def _usable(self, intent: str, policy: Policy) -> LearnedCascade | None:

@@ -96,7 +96,7 @@ class Dispatcher:
         self._begun = 0
         self._keyed: Policy | None = None
         """The policy that `_outcomes` belong to."""
-        self._outcomes: dict[tuple[str, str | None], str] = {}
+        self._outcomes: dict[tuple[str, str | None, float | None], str] = {}
         self._forgot = time.monotonic()
         self._is_behind = False
         """Whether the last look left jobs queued that could be sent later."""
@@ -284,12 +284,13 @@ class Dispatcher:
         return going
 
     def _key(self, row: Mapping[str, Any]) -> str:
-        policy, kind = self._learned.policy, (row["intent"], row["model"])
+        policy, kind = self._learned.policy, (row["intent"], row["model"], row["quality"])
         if policy is not self._keyed or len(self._outcomes) > MOST_KINDS:
             self._keyed = policy
             self._outcomes.clear()
         if kind not in self._outcomes:
-            self._outcomes[kind] = outcome_key(policy, *kind)
+            own, _ = self._learned.plan(row["intent"], row["quality"])
+            self._outcomes[kind] = outcome_key(own, row["intent"], row["model"])
         return answer_key(row["question"], self._outcomes[kind])
 
     async def _forget_old(self) -> None:
@@ -321,7 +322,8 @@ class Dispatcher:
                 self._put_back(klass, shift, row)
                 continue
             request = _request(row)
-            found = route(request, policy, snapshot, runtime.prices)
+            own, choice = self._learned.plan(request.intent, request.quality)
+            found = route(request, own, snapshot, runtime.prices)
             if isinstance(found, NoRoute):
                 refused[job_id] = found
                 continue
@@ -330,12 +332,15 @@ class Dispatcher:
                 self._put_back(klass, shift, row)
                 continue
             chosen = firsts.get(job_id)
+            if chosen is not None and request.quality is not None and choice is not None:
+                learned, first = chosen
+                chosen = None if learned.is_outdone(first, choice.shown) else chosen
             if chosen is not None:
                 found = begin(found, *chosen, snapshot)
             usual = found.candidates[0].model
             found, propensity = explore(found, request, share=policy.explore, draw=random.random())
             models = [candidate.model for candidate in found.candidates]
-            found, weighed = with_lanes(found, request, policy, snapshot, runtime.prices)
+            found, weighed = with_lanes(found, request, own, snapshot, runtime.prices)
             if shift.room[found.candidates[0].carrier] <= 0:
                 if found.candidates[0].model == usual:
                     shift.full.add(_kind(row["line"]))
@@ -347,7 +352,7 @@ class Dispatcher:
                 "features": features(request),
                 "candidates": models,
                 "propensity": propensity,
-                "plan": self._learned.kind(request.intent),
+                "plan": "declared" if choice is None else choice.kind,
                 "prices": PRICE_VERSION,
             }
             if chosen is not None:
@@ -469,6 +474,7 @@ def _request(row: Mapping[str, Any]) -> Request:
         priority=row["priority"],
         due_s=row["due_s"],
         prefix_bytes=row["prefix_bytes"],
+        quality=row["quality"],
     )
 
 
@@ -483,6 +489,7 @@ def features(request: Request) -> dict[str, Any]:
         "priority": request.priority,
         "model": request.model,
         "local_only": request.local_only,
+        "quality": request.quality,
     }
 
 

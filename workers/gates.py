@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from policies.goodenough import LocalCheck
-from policies.localgate import RECORDS, SHUT, Gate, Record, work_out
+from policies.localgate import RECORDS, SHUT, USUAL_TARGET, Gate, Record, work_out
 from policies.policyfile import Policy
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("waybill.gates")
 
 LOOK_EVERY_S: Final = 20.0
-_DEFAULT_TARGET: Final = 0.99
-"""Where the policy file names no quality."""
 
 Key = tuple[str, str, str]
 """Intent, prompt version, hash of the model file."""
@@ -82,7 +80,7 @@ class Gates:
     def _target(self, intent: str) -> float:
         plan = self._policy.plans.get(intent)
         own = None if plan is None else plan.quality
-        return own or self._policy.quality or _DEFAULT_TARGET
+        return own or self._policy.quality or USUAL_TARGET
 
 
 def prompt_version(job: Job) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ import policies
 from policies.dialects.carry import read
 from policies.dialects.neutral import Text, Unsupported
 from policies.policyfile import AUTO, Policy
-from policies.quality import Choice, learn, standing
+from policies.quality import Choice, Standing, by_name, choose, learn, standing
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
 from waybill.ledger.engine import Ledger
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("waybill.learning")
 
 LEARN_EVERY_S: Final = 30.0
+MOST_TARGETS: Final = 1000
+"""Plans kept for targets of jobs' own; a plan is chosen in some 20 us."""
 _LABELLED: Final = "classification"
 """What a job with labels is, whatever its prompt says."""
 MODEL_FILE: Final = Path(policies.__file__).parent / "intents" / "model.npz"
@@ -37,11 +40,15 @@ class Learned:
         self._declared = policy
         self.policy = policy
         self.choices: Mapping[str, Choice] = {}
+        self._known: Mapping[tuple[str, str], Standing] = {}
+        self._own: dict[tuple[str, float], tuple[Policy, Choice]] = {}
+        """Plans for targets that jobs stated, since the last look."""
 
     def declare(self, policy: Policy) -> None:
         """Take a changed policy file; what was learned is learned anew at the next look."""
         self._declared = self.policy = policy
         self.choices = {}
+        self._own.clear()
 
     async def keep_learning(self, ledger: Ledger) -> None:
         """Until cancelled."""
@@ -61,7 +68,10 @@ class Learned:
         """Read the standings and choose the plans."""
         before = self.policy.plans
         rows = await ledger.fetch(grades.STANDINGS, {"flagship": self._declared.flagship, "since_s": grades.SINCE_S})
-        self.policy, self.choices = learn(self._declared, [standing(row) for row in rows])
+        standings = [standing(row) for row in rows]
+        self.policy, self.choices = learn(self._declared, standings)
+        self._known = by_name(standings)
+        self._own.clear()
         for intent, plan in self.policy.plans.items():
             if intent in before and plan.chain != before[intent].chain:
                 choice = self.choices[intent]
@@ -88,10 +98,19 @@ class Learned:
             },
         )
 
-    def kind(self, intent: str) -> str:
-        """`declared`, `flagship`, `cheap` or `cascade`."""
-        choice = self.choices.get(intent)
-        return "declared" if choice is None else choice.kind
+    def plan(self, intent: str, quality: float | None) -> tuple[Policy, Choice | None]:
+        """The policy for a job, whose plan is its own where it states a quality, and where that plan comes from."""
+        plan = self._declared.plans.get(intent)
+        if quality is None or plan is None:
+            return self.policy, self.choices.get(intent)
+        found = self._own.get((intent, quality))
+        if found is None:
+            choice = choose(self._declared, plan, self._known, quality)
+            found = replace(self.policy, plans={**self.policy.plans, intent: choice.plan}), choice
+            if len(self._own) >= MOST_TARGETS:
+                self._own.clear()
+            self._own[intent, quality] = found
+        return found
 
 
 class Tagger:

@@ -1,6 +1,6 @@
 """What a client tells Waybill beside its request: headers `x-waybill-*`, or the same names in `waybill` of the body.
 
-    extra_body={"waybill": {"intent": "extraction", "deadline": 30}}     # either SDK
+    extra_body={"waybill": {"intent": "extraction", "quality": 0.97}}    # either SDK
     metadata={"waybill_intent": "extraction"}                            # Chat and Responses
 
 A header wins over the body. An unknown option is a 400: a misspelt deadline must not be a request without one.
@@ -17,7 +17,7 @@ from producers.gateway.errors import Kind, Refusal
 PREFIX: Final = "x-waybill-"
 DEADLINE_S: Final = 600.0
 """Both SDKs give up after this, where nobody says otherwise: an answer that comes later has no reader."""
-_NAMES: Final = ("intent", "deadline", "idempotency-key", "cache", "local-only", "restart", "drop", "label")
+_NAMES: Final = ("intent", "quality", "deadline", "idempotency-key", "cache", "local-only", "restart", "drop", "label")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -27,6 +27,7 @@ class Options:
 
     Attributes:
         intent: For `model: auto` and for accounting.
+        quality: Share of the flagship's quality to keep; None = as the policy says.
         deadline_s: Seconds from now.
         idempotency_key: Same key = same job.
         cache: What the client says about Waybill's answer cache; None = nothing.
@@ -37,6 +38,7 @@ class Options:
     """
 
     intent: str | None = None
+    quality: float | None = None
     deadline_s: float = DEADLINE_S
     idempotency_key: str | None = None
     cache: str | None = None
@@ -82,6 +84,7 @@ def take_options(headers: Mapping[str, str], body: dict[str, Any]) -> Options:
         labels[key.strip()] = word.strip()
     return Options(
         intent=given.get("intent"),
+        quality=_share(given.get("quality")),
         deadline_s=_seconds(given.get("deadline")),
         idempotency_key=given.get("idempotency-key"),
         cache=given.get("cache"),
@@ -93,13 +96,6 @@ def take_options(headers: Mapping[str, str], body: dict[str, Any]) -> Options:
 
 
 def _known(name: str, where: str) -> str:
-    if name == "quality":
-        raise Refusal(
-            Kind.INVALID,
-            "is set in the policy file, for all or for an intent (quality = 0.99): plans are learned from outcomes for one"
-            " target, not for each call; choose another intent, or name a model",
-            param=where,
-        )
     if name not in _NAMES:
         raise Refusal(Kind.INVALID, f"is no option of Waybill; there are: {', '.join(_NAMES)}", param=where)
     return name
@@ -109,6 +105,18 @@ def _word(value: object) -> str:
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _share(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise Refusal(Kind.INVALID, "must be a share above 0 and up to 1, such as 0.97", param="x-waybill-quality")
+    return share
 
 
 def _seconds(value: str | None) -> float:

@@ -76,6 +76,12 @@ def make_job(
     except Unsupported as exc:
         raise Refusal(Kind.INVALID, exc.reason, param=exc.param, code="unsupported_parameter") from None
     intent, model = _where_to(asked.model, options, policy, off)
+    if options.quality is not None and (model is not None or options.local_only):
+        raise Refusal(
+            Kind.INVALID,
+            f"chooses among the models of an intent: ask for auto or {INTENT_PREFIX}INTENT, and not for a model or local-only",
+            param="x-waybill-quality",
+        )
     if model is not None and model.provider in asked.obstacles:
         obstacle = asked.obstacles[model.provider]
         raise Refusal(
@@ -107,6 +113,7 @@ def make_job(
             json_schema=asked.json_schema,
             model=None if model is None else model.id,
             local_only=options.local_only,
+            quality=options.quality,
             priority=Priority.INTERACTIVE,
             max_output_tokens=None if asked.max_output_tokens is None else min(asked.max_output_tokens, 1_000_000),
             deadline_s=options.deadline_s,

@@ -267,11 +267,15 @@ def test_a_job_by_the_jobs_api_with_result_events_and_feedback(gateway: str) -> 
 
 
 def test_a_run_by_upload_comes_back_line_by_line(gateway: str) -> None:
-    rows = [{"intent": "summarization", "prompt": f"Summarize: {n}."} for n in range(5)]
+    rows = [{"intent": "summarization", "prompt": f"Summarize: {n}.", "quality": 0.9} for n in range(5)]
+    wrong = [{**rows[0], "quality": 1.5}, {**rows[0], "model": "gpt-6-luna"}]
     with httpx2.Client(base_url=gateway, timeout=60) as http:
-        run = http.post("/v1/runs?name=nightly", content=lines(*rows)).json()
+        run = http.post("/v1/runs?name=nightly", content=lines(*rows, *wrong)).json()
+        quality = http.get("/v1/jobs", params={"run": run["id"]}).json()["data"][0]["quality"]
         until(lambda: http.get(f"/v1/runs/{run['id']}").json(), lambda r: r["unfinished"] == 0)
         results = [json.loads(line) for line in http.get(f"/v1/runs/{run['id']}/results").text.splitlines()]
 
+    assert [error["line"] for error in run["errors"]] == [6, 7]
+    assert quality == 0.9
     assert [row["line"] for row in results] == [1, 2, 3, 4, 5]
     assert all(row["state"] == "succeeded" for row in results)

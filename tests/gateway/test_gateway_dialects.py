@@ -256,6 +256,27 @@ def test_options_in_extra_body_reach_the_job_and_not_the_provider(gpt: openai.Op
     assert "waybill" not in json.loads(payload)["wire"]["body"]
 
 
+@pytest.mark.parametrize("how", ["header", "extra_body", "metadata"])
+def test_a_stated_quality_reaches_the_decision_and_not_the_provider(
+    gpt: openai.OpenAI, ledger: Ledger, how: str
+) -> None:
+    given: dict[str, Any] = {
+        "header": {"extra_headers": {"x-waybill-quality": "0.95"}},
+        "extra_body": {"extra_body": {"waybill": {"quality": 0.95}}},
+        "metadata": {"metadata": {"waybill_quality": "0.95"}},
+    }[how]
+    raw = gpt.chat.completions.with_raw_response.create(model="waybill/extraction", messages=HELLO, **given)
+
+    ((quality, reason, payload),) = ledger.rows(
+        "select j.quality, d.reason, p.body from jobs j join payloads p on p.job_id = j.id"
+        " join decisions d on d.job_id = j.id and d.outcome = 'route' where j.id = %s",
+        raw.headers["x-waybill-job"],
+    )
+    assert quality == 0.95
+    assert "for the job's own 0.95: the file's order holds" in reason
+    assert "quality" not in json.dumps(json.loads(payload)["wire"])
+
+
 def test_same_idempotency_key_is_one_job(claude: anthropic.Anthropic, ledger: Ledger) -> None:
     asked: Any = {"model": "claude-haiku-5-5", "max_tokens": 400, "messages": HELLO}
     key = {"idempotency-key": "once-only"}

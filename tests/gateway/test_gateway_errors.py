@@ -89,6 +89,10 @@ def test_null_empty_and_default_mean_not_given(gpt: openai.OpenAI, extra: dict[s
         ("/v1/chat/completions", {"messages": HELLO, "service_tier": "priority"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "\ud800"}]}),
         ("/v1/chat/completions", {"messages": HELLO, "waybill": {"dedline": 3}}),
+        ("/v1/chat/completions", {"messages": HELLO, "waybill": {"quality": 0.9}}),  # beside a model
+        ("/v1/chat/completions", {"messages": HELLO, "model": "auto", "waybill": {"quality": 1.01}}),
+        ("/v1/chat/completions", {"messages": HELLO, "model": "auto", "waybill": {"quality": "nan"}}),
+        ("/v1/messages", {"max_tokens": 10, "messages": HELLO, "model": "auto", "waybill": {"quality": "good"}}),
     ],
 )
 def test_what_no_lane_takes_is_a_clear_400(gateway: str, path: str, extra: dict[str, Any]) -> None:

@@ -113,6 +113,12 @@ def test_a_cascade_is_fitted_on_the_ledger_and_played_as_it_was_measured(
     escalated = next(job_id for job_id, models in zip(ids, expected, strict=True) if len(models) > 1)
     assert f"cascade {number} does not settle for it" in place.waybill("why", escalated).stdout
 
+    [strict] = place.run([Job(intent=INTENT, prompt=outcomes[1].prompts[0], quality=0.9)])
+
+    [(detail,)] = place.ledger.all("select detail from decisions where outcome = 'route' and job_id = %s", strict)
+    assert "cascade" not in detail  # it was fitted for 0.8
+    assert "quality 0.9" in place.waybill("why", strict).stdout
+
 
 def test_a_cascade_that_was_ended_decides_no_more_and_one_from_a_file_takes_its_place(
     place: RunningPlace, outcomes: tuple[Outcomes, Outcomes]

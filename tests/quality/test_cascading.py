@@ -126,6 +126,29 @@ def test_it_decides_only_where_the_policy_allows_all_of_its_models(learned: Lear
     assert "no plan" in str(learned.obstacle(None, policy))
 
 
+@pytest.mark.parametrize(("quality", "keeps"), [(None, True), (0.9, True), (0.97, True), (0.98, False), (1, False)])
+def test_it_decides_about_jobs_that_want_no_more_than_it_was_fitted_for(
+    learned: LearnedCascade, quality: float | None, keeps: bool
+) -> None:
+    assert learned.keeps(quality) is keeps
+
+
+@pytest.mark.parametrize(
+    ("first", "shown", "outdone"),
+    [
+        (SONNET, HAIKU, True),  # cheaper than what it would ask
+        (SONNET, SONNET, True),  # it might still go on to the flagship
+        (HAIKU, SONNET, False),
+        (HAIKU, None, False),
+        (HAIKU, "another", False),
+    ],
+)
+def test_a_single_model_that_is_enough_for_the_job_goes_before_it(
+    learned: LearnedCascade, first: str, shown: str | None, outdone: bool
+) -> None:
+    assert learned.is_outdone(first, shown) is outdone
+
+
 def _history(index: int = 0, *, used: int = 1, streamed: bool = False) -> History:
     return History(ROUTE.candidates, index, used, 5, streamed=streamed)
 

@@ -40,7 +40,8 @@ def test_an_explored_route_has_the_same_candidates() -> None:
         Request("x", 10, priority="hi"),
         Request("x", 10, priority="lo", model="a"),
         Request("x", 10, priority="lo", local_only=True),
+        Request("x", 10, priority="lo", quality=0.99),
     ],
 )
-def test_who_waits_who_pins_and_who_must_stay_is_not_explored_with(request_: Request) -> None:
+def test_who_waits_pins_must_stay_or_states_a_quality_is_not_explored_with(request_: Request) -> None:
     assert explore(ROUTE, request_, share=1.0, draw=0.9) == (ROUTE, 1.0)

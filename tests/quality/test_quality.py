@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from policies.evaluate.bounds import paired_quality
 from policies.policyfile import Policy, parse
-from policies.quality import ENOUGH, Standing, Sums, cautious_quality, choose, learn
+from policies.quality import ENOUGH, Choice, Standing, Sums, cautious_quality, choose, learn
 
 TEXT = """
 version = "t"
@@ -23,6 +23,11 @@ chain = ["claude-haiku-5-5", "gpt-6-luna", "claude-opus-5-5"]
 reason = "as declared"
 """
 POLICY = parse(TEXT, "t.toml")
+LOCAL = """
+[models.small]
+provider = "local"
+context_tokens = 4096
+"""
 
 
 def sums(scores: list[float], flagship: list[float]) -> Sums:
@@ -110,6 +115,81 @@ def test_an_intents_own_target_overrules_the_common_one() -> None:
     lenient = parse(TEXT + "quality = 0.9\n", "t.toml")
 
     assert chosen(standings(290, 300), lenient) == ("cheap", "claude-haiku-5-5")
+
+
+# --- a quality that a job states for itself ---
+
+
+def own(found: list[Standing], quality: float, policy: Policy = POLICY) -> Choice:
+    return choose(policy, policy.plans["extraction"], {(each.intent, each.model): each for each in found}, quality)
+
+
+def test_a_job_that_wants_less_takes_a_cheaper_model_that_is_shown_to_keep_that() -> None:
+    found = standings(285, 300)
+
+    assert chosen(found) == ("flagship", "claude-opus-5-5")
+    lenient = own(found, 0.9)
+    assert (lenient.kind, lenient.shown, lenient.plan.chain[0]) == ("cheap", "claude-haiku-5-5", "claude-haiku-5-5")
+    assert "(the job's target 0.9, 300 labels)" in lenient.plan.reason
+
+
+def test_a_job_that_wants_more_goes_to_the_safer_plan() -> None:
+    found = standings(300, 300)
+
+    assert chosen(found) == ("cheap", "claude-haiku-5-5")
+    strict = own(found, 0.999)
+    assert (strict.kind, strict.shown, strict.plan.chain[0]) == ("flagship", None, "claude-opus-5-5")
+    assert "no cheaper model is shown to keep 0.999 of claude-opus-5-5 (the job's target)" in strict.plan.reason
+
+
+def test_without_outcomes_enough_the_files_order_holds_and_the_reason_says_so() -> None:
+    for found in ([], standings(0, ENOUGH - 1)):
+        choice = own(found, 0.5)
+
+        assert (choice.kind, choice.plan.chain) == ("declared", POLICY.plans["extraction"].chain)
+        assert choice.plan.reason == (
+            "as declared; too few outcomes to choose by for the job's own 0.5: the file's order holds"
+        )
+
+
+def test_a_jobs_target_counts_where_the_policy_has_none() -> None:
+    silent = parse(TEXT.replace("quality = 0.99\n", ""), "t.toml")
+
+    assert own(standings(150, 300), 0.9, silent).plan.chain[0] == "claude-opus-5-5"
+    assert own(standings(300, 300), 0.9, silent).plan.chain[0] == "claude-haiku-5-5"
+
+
+def test_local_answers_are_for_jobs_that_want_no_more_than_their_gate_was_opened_for() -> None:
+    policy = parse(TEXT.replace('chain = ["claude', 'chain = ["small", "claude') + LOCAL, "t.toml")
+
+    for found in ([], standings(300, 300)):
+        assert own(found, 0.99, policy).plan.chain[0] == "small"
+        assert "small" not in own(found, 0.995, policy).plan.chain
+    only = parse(TEXT.replace('"claude-haiku-5-5", "gpt-6-luna", "claude-opus-5-5"', '"small"') + LOCAL, "t.toml")
+    assert own([], 0.995, only).plan.chain == ("small",)
+
+
+@given(
+    st.integers(30, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.integers(0, 400),
+    st.lists(st.floats(0.01, 1), min_size=2, max_size=5).map(sorted),
+)
+def test_wanting_more_never_costs_less_and_never_leaves_the_chain(
+    haiku: tuple[int, int], luna_right: int, targets: list[float]
+) -> None:
+    right, labels = haiku
+    luna = [1.0] * min(luna_right, labels) + [0.0] * max(0, labels - luna_right)
+    found = [
+        *standings(right, labels),
+        Standing("extraction", "gpt-6-luna", sums(luna, [1.0] * labels), labels, Decimal(5), labels),
+    ]
+    price = {"claude-haiku-5-5": 1, "gpt-6-luna": 5, "claude-opus-5-5": 40}
+
+    choices = [own(found, target) for target in targets]
+
+    assert all(set(choice.plan.chain) == set(POLICY.plans["extraction"].chain) for choice in choices)
+    costs = [price[choice.plan.chain[0]] for choice in choices]
+    assert costs == sorted(costs)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=3, max_size=80))

@@ -69,6 +69,15 @@ def test_a_row_says_whether_it_must_stay_local(value: object, expected: bool) ->
     assert job.local_only is expected
 
 
+def test_a_wanted_quality_is_for_rows_that_may_leave() -> None:
+    job = {"intent": "extraction", "quality": 0.97}
+    found = entries(
+        row(0, text="a", private=True), row(1, text="b", private=False), local_only_column="private", job=job
+    )
+
+    assert [(one.local_only, one.quality) for one in found if isinstance(one, Job)] == [(True, None), (False, 0.97)]
+
+
 def test_an_unclear_wish_for_privacy_is_never_guessed() -> None:
     (problem,) = entries(row(text="a", private="perhaps"), local_only_column="private")
 

@@ -55,7 +55,7 @@ def test_what_changes_an_answer_changes_the_key(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"intent": "reasoning"}, {"system": "be short"}, {"context": "a contract"}, {"json_schema": {"type": "object"}},
+        {"intent": "reasoning"}, {"system": "be short"}, {"context": "a contract"}, {"quality": 0.97}, {"json_schema": {"type": "object"}},
         {"labels": ("a", "b")},
         {"model": "claude-haiku-5-5"}, {"max_output_tokens": 10}, {"tenant": "u"},
     ],

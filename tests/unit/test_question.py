@@ -43,7 +43,7 @@ APART: dict[str, st.SearchStrategy[Any]] = {
 
 def test_every_field_of_a_job_is_either_asked_or_named_as_not() -> None:
     # Fields made here by hand, because a job takes only one of each pair.
-    assert set(ASKED) | set(APART) | {"messages", "labels", "reuse", "wire"} == set(Job.model_fields)
+    assert set(ASKED) | set(APART) | {"messages", "labels", "reuse", "wire", "quality"} == set(Job.model_fields)
     assert set(APART) | {"reuse"} == NOT_ASKED
 
 
@@ -53,6 +53,12 @@ def test_two_jobs_have_the_same_question_exactly_when_all_that_is_asked_is_the_s
 ) -> None:
     assert question(Job(**one)) == question(Job(**one, **apart))
     assert (question(Job(**one)) == question(Job(**other))) == (Job(**one) == Job(**other))
+
+
+def test_the_quality_that_a_job_states_is_part_of_the_question() -> None:
+    asked = {question(Job(prompt="x", quality=quality)) for quality in (None, 0.9, 0.97, 1)}
+
+    assert len(asked) == 4
 
 
 @given(st.fixed_dictionaries(ASKED), st.data())

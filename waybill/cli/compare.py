@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _UNUSED = {
     "local_only": False, "local_only_column": None, "deadline_s": None, "id_column": None, "fresh": True,
     "retry_failed": False, "raw_csv": False, "priority": "batch", "model": None, "filled": (),
-    "output": Path("none.jsonl"), "latency": None, "budget": None,
+    "output": Path("none.jsonl"), "latency": None, "budget": None, "quality": None,
 }  # fmt: skip
 
 

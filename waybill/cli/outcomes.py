@@ -104,6 +104,7 @@ def _outcomes_dict(policy: Policy, standings: list[Any], choices: Any) -> dict[s
     def row(each: Any) -> dict[str, Any]:
         verdict = next((v for v in _verdicts(choices, each.intent) if v.standing.model == each.model), None)
         quality = None if verdict is None else verdict.quality
+        target = None if verdict is None else choices[each.intent].target
         return {
             "intent": each.intent,
             "model": each.model,
@@ -112,7 +113,7 @@ def _outcomes_dict(policy: Policy, standings: list[Any], choices: Any) -> dict[s
             "score": each.sums.score / each.sums.labels,
             "ratio": None if quality is None else quality.ratio,
             "lower_bound": None if quality is None else quality.lower_bound(),
-            "lacks": None if verdict is None else verdict.lacks,
+            "lacks": None if verdict is None or target is None else verdict.lacks(target),
             "usd_per_job": each.usd_per_job,
             "weak_share": each.weak_share,
         }

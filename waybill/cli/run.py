@@ -54,6 +54,12 @@ class _Run(click.Command):
 @click.option("--model", help="Pin the model; no other is ever tried.")
 @click.option("--local-only", is_flag=True, help="No row may leave the local models.")
 @click.option("--local-only-column", metavar="COLUMN", help="Column that says so row by row: true or false.")
+@click.option(
+    "--quality",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Share of the flagship's quality to keep, such as 0.97. Default: the policy file's.",
+)
 @click.option("--tenant", default="default", show_default=True, help="Whose jobs these are.")
 @click.option(
     "--deadline",
@@ -199,7 +205,7 @@ def make_spec(make: type[BatchSpec], input_path: Path, options: dict[str, Any], 
         **{
             name: options[name]
             for name in (
-                "model", "local_only", "local_only_column", "tenant", "deadline_s", "latency", "limit", "id_column",
+                "model", "local_only", "local_only_column", "quality", "tenant", "deadline_s", "latency", "limit", "id_column",
                 "max_output_tokens", "budget", "fresh", "retry_failed", "raw_csv",
             )
         },

@@ -7,7 +7,7 @@ from typing import Final
 OWNED: Final = "select id::text from jobs where id = any(%(ids)s::uuid[]) and tenant = %(tenant)s"
 
 LIST: Final = """
-select j.id::text, j.run_id::text, j.seq, j.intent, j.state, j.priority, j.model, j.error_code, j.error, j.stream,
+select j.id::text, j.run_id::text, j.seq, j.intent, j.state, j.priority, j.model, j.quality, j.error_code, j.error, j.stream,
        j.submitted_at, j.finished_at, j.deadline_at, t.calls, t.usd, t.unpriced, t.lane
 from jobs j
 left join lateral (

@@ -15,18 +15,18 @@ with input as (
     select * from unnest(
         %(ids)s::uuid[], %(run_ids)s::uuid[], %(seqs)s::int[], %(tenants)s::text[], %(intents)s::text[],
         %(priorities)s::text[], %(keys)s::text[], %(hashes)s::text[], %(bytes)s::int[], %(max_outputs)s::int[],
-        %(models)s::text[], %(local_onlys)s::bool[], %(needs)s::text[], %(streams)s::bool[], %(deadlines)s::float8[],
-        %(dues)s::float8[], %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[], %(prefix_bytes)s::int[],
-        %(key_ids)s::text[], %(reply_tos)s::text[]
+        %(models)s::text[], %(local_onlys)s::bool[], %(qualities)s::float8[], %(needs)s::text[], %(streams)s::bool[],
+        %(deadlines)s::float8[], %(dues)s::float8[], %(payloads)s::text[], %(questions)s::text[], %(prefixes)s::text[],
+        %(prefix_bytes)s::int[], %(key_ids)s::text[], %(reply_tos)s::text[]
     ) as t(id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, needs, stream, deadline_s, due_s, payload, question, prefix, prefix_bytes,
+           model, local_only, quality, needs, stream, deadline_s, due_s, payload, question, prefix, prefix_bytes,
            key_id, reply_to)
 ), inserted as (
     insert into jobs (id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes,
-                      max_output_tokens, model, local_only, needs, stream, deadline_at, due_at, question, prefix,
+                      max_output_tokens, model, local_only, quality, needs, stream, deadline_at, due_at, question, prefix,
                       prefix_bytes, key_id, reply_to, traceparent)
     select id, run_id, seq, tenant, intent, priority, idempotency_key, request_hash, payload_bytes, max_output_tokens,
-           model, local_only, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
+           model, local_only, quality, string_to_array(needs, ','), stream, now() + deadline_s * interval '1 second',
            now() + due_s * interval '1 second', question, prefix, prefix_bytes, key_id, reply_to, %(traceparent)s::text
     from input
     on conflict do nothing

@@ -9,7 +9,7 @@ from typing import Any, Final
 from waybill.ledger.engine import Ledger
 
 _JOB: Final = """
-select id::text, tenant, intent, state, priority, model as pinned, local_only, payload_bytes, deadline_at, route,
+select id::text, tenant, intent, state, priority, model as pinned, local_only, quality, payload_bytes, deadline_at, route,
        route_index, attempt, used, losses, lease_owner, lease_until, not_before, cancel_requested, error_code, error,
        submitted_at, finished_at, run_id::text, seq
 from jobs where id::text like %(prefix)s limit 2
@@ -69,6 +69,8 @@ def tell(story: dict[str, Any]) -> str:
         asked.append(f"pinned to {job['pinned']}")
     if job["local_only"]:
         asked.append("local models only")
+    if job["quality"] is not None:
+        asked.append(f"quality {job['quality']:g}")
     lines = [f"job {job['id']}: {job['state']}", f"  asked for    {', '.join(asked)}, {job['payload_bytes']:,} bytes"]
     if job["run_id"]:
         lines.append(f"  run          {job['run_id']}")

@@ -139,6 +139,8 @@ class JobRow(Base):
     model: Mapped[str | None] = mapped_column(Text)
     """Pinned model."""
     local_only: Mapped[bool] = mapped_column(server_default=text("false"))
+    quality: Mapped[float | None]
+    """Share of the flagship's quality that the job itself wants kept; None = as the policy says."""
     needs: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """What a model must be able to do: `json_schema`, `labels`, `tools`, `vision`, `only:PROVIDER`."""
     question: Mapped[str | None] = mapped_column(Text)

@@ -47,7 +47,7 @@ _QUEUED: Final = (
 )
 
 NEXT: Final = f"""
-select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.payload_bytes, j.max_output_tokens, j.needs,
+select j.id::text, j.tenant, j.intent, j.priority, j.model, j.local_only, j.quality, j.payload_bytes, j.max_output_tokens, j.needs,
        j.stream, j.reply_to, j.question, j.prefix, j.prefix_bytes,
        {_LINE} as line, extract(epoch from j.deadline_at - now())::float8 as slack_s,
        extract(epoch from j.due_at - now())::float8 as due_s,
