@@ -21,7 +21,9 @@ RUN uv pip install --python /opt/waybill/venv/bin/python --require-hashes --no-d
 COPY pyproject.toml README.md LICENSE ./
 COPY waybill ./waybill
 RUN uv build --wheel --no-build-isolation --python /usr/local/bin/python --out-dir dist . \
-    && uv pip install --python /opt/waybill/venv/bin/python --no-deps dist/*.whl
+    && uv pip install --python /opt/waybill/venv/bin/python --no-deps dist/*.whl \
+    && rm -f /opt/waybill/venv/.lock
+# (uv's lock file, which it leaves writable for everyone.)
 
 # --- llama: the binding, compiled with AVX2, FMA and F16C but nothing newer (scripts/local_lane.py), and the model ---------
 FROM packages AS llama

@@ -1,20 +1,23 @@
-"""Measure what routing a job costs: CPU per job of the first decision with a warm policy, in chunks of 100.
+"""What routing a job costs: CPU per job of the first decision with a warm policy, in chunks of 100.
 
-    python bench/routing.py OUTCOMES.parquet FLAGSHIP MODEL[,MODEL...]
+    ./run bench routing [SET ...] [--json]
 
-Fits on half of the prompts and routes the other half; prints microseconds of CPU (process time, one thread) per job. Goal: at
-most 150 (issue 4). Set OMP_NUM_THREADS=1.
+Fits on half of the prompts of gpt4o, claude or mmlupro (see bench/evaluate.py) and routes the other half; microseconds of process
+time per job, one thread. Set OMP_NUM_THREADS=1 where other work runs on the machine.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from bench.evaluate import DATA, ROUTED, columns
 from policies.evaluate.cascade import fit_cascade
 from policies.evaluate.folds import split_rows
 from policies.evaluate.knowledge import gather
@@ -24,8 +27,31 @@ from policies.intents.classifier import Classifier
 CHUNK = 100
 
 
-def main(path: str, flagship: str, pool: str) -> None:
-    outcomes = pair_outcomes(pq.read_table(path).to_pydict(), flagship=flagship, pool=pool.split(","), name=path)
+def main(argv: Sequence[str]) -> None:
+    """Measure the named sets, or gpt4o and mmlupro."""
+    parser = argparse.ArgumentParser(prog="./run bench routing")
+    parser.add_argument("sets", nargs="*", metavar="SET", default=["gpt4o", "mmlupro"], help=f"of {', '.join(ROUTED)}")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the data sets")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    if unknown := set(options.sets) - set(ROUTED):
+        parser.error(f"no set {', '.join(sorted(unknown))}; there are {', '.join(ROUTED)}")
+    results = {name: measured(name, options.data) for name in options.sets}
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return
+    for name, figures in results.items():
+        print(
+            f"{name}: first decision: median {figures['median_us']} us, worst chunk {figures['worst_chunk_us']} us of CPU per job "
+            f"({figures['chunks']} chunks); intent of an untagged prompt {figures['intent_ms']} ms"
+        )
+
+
+def measured(name: str, data: Path) -> dict[str, Any]:
+    """The figures of one set."""
+    routed = ROUTED[name]
+    table = columns(data / "outcomes" / f"{routed.file}.parquet")
+    outcomes = pair_outcomes(table, flagship=routed.flagship, pool=routed.pool, name=routed.file)
     train, test = (outcomes.select(rows) for rows in split_rows(outcomes.prompts, share=0.5, seed=0))
     fitted = fit_cascade(train, target=0.95, seed=0)
     if fitted.chosen is None:
@@ -41,18 +67,14 @@ def main(path: str, flagship: str, pool: str) -> None:
         policy.decide(evidence, ())
         spent.append((time.process_time() - began) / CHUNK * 1e6)
     warm = spent[1:] or spent
-    print(
-        f"first decision: median {np.median(warm):.0f} us, worst chunk {max(warm):.0f} us of CPU per job ({len(warm)} chunks)"
-    )
     shipped = Classifier.from_bytes((Path(__file__).parents[1] / "policies" / "intents" / "model.npz").read_bytes())
+    asked = test.prompts[:500]
     began = time.process_time()
-    for prompt in test.prompts[:500]:
+    for prompt in asked:
         shipped.guess(prompt)
-    each = (time.process_time() - began) / len(test.prompts[:500])
-    print(f"intent of an untagged prompt: {each * 1e3:.2f} ms")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        raise SystemExit(__doc__)
-    main(*sys.argv[1:])
+    return {
+        "median_us": round(float(np.median(warm))),
+        "worst_chunk_us": round(max(warm)),
+        "chunks": len(warm),
+        "intent_ms": round((time.process_time() - began) / len(asked) * 1e3, 2),
+    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import signal
+import sys
 
 import psycopg
 import uvicorn
@@ -107,6 +109,8 @@ def run_gateway(settings: Settings, policy: Policy, off: frozenset[str], news: P
     if gateway.is_development:
         log.warning(DEVELOPMENT_NOTE)
     log.info("gateway.ready url=%s", gateway.public_url)
+    # uvicorn raises the signal again after it has ended well, and a supervisor takes death by a signal for a failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvicorn.Server(config).run(sockets=[bound])
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from starlette.testclient import TestClient
 from policies.policyfile import parse
 from producers.gateway.app import make_app
 from producers.gateway.serve import make_gateway
+from tests.fleet import clean_environment
+from waybill.cli.up import free_port
 from waybill.errors import ConfigError
 from waybill.settings import Settings
 
@@ -26,6 +30,18 @@ def http() -> Iterator[TestClient]:
     gateway = make_gateway(Settings.from_env(NOWHERE), POLICY, frozenset({"local"}))
     with TestClient(make_app(gateway), raise_server_exceptions=False) as client:
         yield client
+
+
+def test_ends_well_when_told_to_stop() -> None:
+    env = {**clean_environment(), **NOWHERE, "WAYBILL_GATEWAY_PORT": str(free_port())}
+    argv = [sys.executable, "-m", "waybill", "gateway"]
+    with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        assert any("Application startup complete" in line for line in process.stderr)
+        process.terminate()
+        rest = process.stderr.read()
+
+    assert process.returncode == 0, rest[-500:]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "gateway.internal"])
