@@ -27,6 +27,7 @@ from waybill import Client, Job, embedded
 from waybill.cli.db import run_upgrade
 from waybill.cli.up import free_port, waybill_argv
 from waybill.embedded.folder import StateFolder
+from workers.runtime import SHIPPED_POLICY
 
 SLOW = os.environ.get("WAYBILL_SLOW") == "1"
 OUTAGE_S = 600.0 if SLOW else 6.0
@@ -75,8 +76,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         database_url, redis_url = str(services.database_url), str(services.redis_url)
         run_upgrade(database_url)
         sandbox.latency("fixed:40ms")
+        policy = logs / "policy.toml"
+        policy.write_text(SHIPPED_POLICY.read_text() + "[batches]\nlinger_s = 0.5\npoll_s = 0.5\n")
         with (
-            running_fleet(database_url, redis_url, sandbox.url, logs) as fleet,
+            running_fleet(
+                database_url, redis_url, sandbox.url, logs, env={"WAYBILL_POLICY_FILE": str(policy)}
+            ) as fleet,
             Client(database_url, redis_url) as client,
         ):
             port = free_port()
@@ -184,6 +189,21 @@ def test_an_outage_is_understood_from_the_page_alone(page: Page, scene: Scene) -
 
     assert "CANARY" not in page.content()
     assert "Lindqvist" not in page.content()
+
+
+def test_a_batch_at_the_provider_is_seen_until_it_ends(page: Page, scene: Scene) -> None:
+    page.goto(scene.url)
+    expect(page.locator("#batches")).to_have_text("No batch is at a provider.")
+
+    scene.sandbox.batch_pace(turnaround_s=8)
+    ids = scene.submit(2, deadline_s=86_400)
+    expect(page.locator("#batches tbody tr").first).to_contain_text("batch_", timeout=60_000)
+    shot(page, "batches")
+    outcomes = list(scene.client.results(ids, timeout_s=150))
+
+    assert all(outcome.result for outcome in outcomes)
+    expect(page.locator("#batches")).to_have_text("No batch is at a provider.", timeout=60_000)
+    assert "CANARY" not in page.content()
 
 
 def test_a_jobs_story_is_found_by_keyboard(page: Page, scene: Scene) -> None:

@@ -96,6 +96,9 @@ function show(s) {
     const done = r.succeeded + r.failed + r.cancelled;
     return { cells: [r.name || r.id.slice(0, 8), r.state === "open" ? (done >= r.jobs ? "done" : "open") : r.state, el("td", {}, el("progress", { max: Math.max(1, r.jobs), value: done, title: `${done} of ${r.jobs}` })), `${n(done)} of ${n(r.jobs)}`, loud(n(r.failed), r.failed > 0), usd(r.usd), usd(r.flagship_usd)] };
   }), "No run yet."));
+  fill("batches", table(["batch", "provider", "state", "rows", "without answer", "since"], s.batches.map((b) => ({
+    cells: [b.provider_id || b.id, el("td", { className: "text" }, `${b.provider} ${b.model}`), (b.is_cancelled ? "cancelled, " : "") + b.state.replaceAll("_", " "), n(b.rows), n(b.open_rows), secs(b.age_s)],
+    why: b.error })), "No batch is at a provider."));
   $("flagship").textContent = s.flagship;
   $("foot").textContent = `${clock(s.at)}, policy ${s.policy}; rung again ${n(s.housekeeping.rerung)}, lost workers ${n(s.housekeeping.rescued)}`;
   $("flower").hidden = !s.flower;
