@@ -154,6 +154,24 @@ def begin(found: Route, learned: LearnedCascade, model: str, snapshot: Snapshot)
     return replace(found, candidates=(*head, *rest), reason=head[0].reason if local else reason)
 
 
+def stand_in(found: Route, learned: LearnedCascade, snapshot: Snapshot) -> Route:
+    """The route with the flagship first, in place of a cascade that has drifted; no candidate bears its number.
+
+    What the plan begins with may be the very model whose answers were found wanting. Where the flagship is passed over or out, the
+    route stays as it is: an answer is better than none.
+    """
+    flagship = learned.chain[-1]
+    first = next((each for each in found.candidates if each.model == flagship), None)
+    if first is None or snapshot.outage(first) is not None:
+        return found
+    reason = f"cascade {learned.number} has drifted: {flagship} until another one is fitted"
+    local = [each for each in found.candidates if each.provider == "local" and each.model not in learned.chain]
+    head = [*local, replace(first, reason=reason)]
+    names = {each.model for each in head}
+    rest = [each for each in found.candidates if each.model not in names]
+    return replace(found, candidates=(*head, *rest), reason=head[0].reason)
+
+
 def weigh(
     accepted: Accept,
     learned: LearnedCascade | None,

@@ -66,6 +66,19 @@ class PriceOverride:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """A sample of finished jobs that is asked of the flagship too: the policy file's `[audits]`.
+
+    Attributes:
+        share: Of the jobs in question; 0 = none.
+        budget_usd_per_day: What it may cost, judges included, by UTC days.
+    """
+
+    share: float
+    budget_usd_per_day: Decimal = Decimal(1)
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A checked policy file.
 
@@ -82,6 +95,7 @@ class Policy:
         reuse: When an earlier answer may be given again.
         lanes: How lanes are chosen.
         batches: How provider batches are made.
+        audits: Of the answers that a learned cascade kept.
     """
 
     version: str
@@ -96,6 +110,7 @@ class Policy:
     reuse: Reuse = field(default_factory=Reuse)
     lanes: LaneRules = field(default_factory=LaneRules)
     batches: BatchRules = field(default_factory=BatchRules)
+    audits: Sampling = field(default_factory=lambda: Sampling(0.02))
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -187,6 +202,7 @@ _TOP = (
     "reuse",
     "lanes",
     "batches",
+    "audits",
 )
 _PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality", "grounded", "compare")
 _MODEL = (
@@ -214,6 +230,7 @@ _LIMITS = (
 _REUSE = ("ttl_s", "max_answer_bytes", "max_questions")
 _LANES = ("target", "services")
 _BATCHES = ("max_rows", "max_bytes", "enqueued_tokens", "linger_s", "poll_s", "lost_after_s")
+_SAMPLING = ("share", "budget_usd_per_day")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -264,6 +281,7 @@ def parse(text: str, source: str) -> Policy:
         reuse=_reuse(read, data.get("reuse", {})),
         lanes=_lanes(read, data.get("lanes", {})),
         batches=_batches(read, data.get("batches", {})),
+        audits=_sampling(read, data, "audits", Sampling(0.02)),
     )
 
 
@@ -436,3 +454,18 @@ def _batches(read: _Reader, table: object) -> BatchRules:
         poll_s=read.seconds(table, name, "poll_s", usual.poll_s, 0.1, 3600),
         lost_after_s=read.seconds(table, name, "lost_after_s", usual.lost_after_s, 1, 3600),
     )
+
+
+def _sampling(read: _Reader, data: Mapping[str, Any], name: str, usual: Sampling) -> Sampling:
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise read.fail(name, f"must be a table: [{name}]")
+    prefix = f"{name}."
+    read.known(table, prefix, _SAMPLING)
+    share = table.get("share", usual.share)
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+        raise read.fail(f"{prefix}share", f"must be a share from 0 (none) to 1, such as 0.02, not {share!r}")
+    usd = table.get("budget_usd_per_day", usual.budget_usd_per_day)
+    if not isinstance(usd, int | float | Decimal) or isinstance(usd, bool) or not 0 <= usd <= 10**6:
+        raise read.fail(f"{prefix}budget_usd_per_day", f"must be USD from 0 to 1,000,000, not {usd!r}")
+    return Sampling(float(share), Decimal(str(usd)))

@@ -111,6 +111,9 @@ HOLDS: Final = _metric(
     "gauge", "holds", ("kind",), "What people have stopped: drained providers, paused intents and runs."
 )
 RUNS: Final = _metric("gauge", "runs", ("state",), "Runs that are not cancelled.")
+CASCADES_DRIFTED: Final = _metric(
+    "gauge", "cascade_drifted", ("intent",), "1 while the flagship answers for a learned cascade that has drifted."
+)
 SWEEPER: Final = _metric(
     "gauge", "sweeper_last_success_timestamp_seconds", ("duty",), "When control last did its duty without an error."
 )

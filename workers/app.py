@@ -63,6 +63,7 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
             dispatcher.hear_quickly,
             dispatcher.keep_learning,
             dispatcher.keep_cascades,
+            dispatcher.keep_checking,
         ]
         runtime.background.append(dispatcher.keep_times)
     urgent = [queue for queue in queues if queue.endswith(f".{CLASSES[0]}")]

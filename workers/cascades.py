@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from policies.cascading import LearnedCascade, prompt_of
+from policies.cascading import LearnedCascade, begin, prompt_of, stand_in
 from policies.policyfile import Policy
+from policies.routing import Route, Snapshot
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import cascades
 from workers.telemetry import emit
@@ -24,8 +26,27 @@ LOOK_EVERY_S: Final = 10.0
 _MOST_KEPT: Final = 64
 """Cascades in memory before those that have ended are dropped."""
 
-Chosen = tuple[LearnedCascade, str]
-"""A cascade and the model that it asks first."""
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A cascade and the model that it asks first; None = it has drifted, and the flagship stands in for it."""
+
+    learned: LearnedCascade
+    model: str | None
+
+    def begin(self, found: Route, snapshot: Snapshot) -> Route:
+        """The route as the cascade has it."""
+        if self.model is None:
+            return stand_in(found, self.learned, snapshot)
+        return begin(found, self.learned, self.model, snapshot)
+
+    def is_outdone(self, shown: str | None) -> bool:
+        """Whether `shown`, which keeps a job's own target alone, costs no more than what it begins with."""
+        return self.model is not None and self.learned.is_outdone(self.model, shown)
+
+    def as_detail(self) -> dict[str, Any]:
+        """As the decision keeps it."""
+        return {"plan": "drifted" if self.model is None else "learned", "cascade": self.learned.number}
 
 
 class Cascades:
@@ -34,6 +55,7 @@ class Cascades:
     def __init__(self) -> None:
         self._read: dict[int, LearnedCascade | None] = {}
         self._in_force: dict[str, int] = {}
+        self._drifted: set[str] = set()
         self._idle: dict[str, str] = {}
 
     def get(self, number: int) -> LearnedCascade | None:
@@ -42,8 +64,8 @@ class Cascades:
 
     @property
     def intents(self) -> list[str]:
-        """Those with a cascade in force."""
-        return list(self._in_force)
+        """Those whose prompts a cascade reads."""
+        return [intent for intent in self._in_force if intent not in self._drifted]
 
     async def bring(self, ledger: Ledger, numbers: Iterable[int], *, give_up: asyncio.Event | None = None) -> None:
         """Read the cascades that are not at hand yet."""
@@ -80,6 +102,7 @@ class Cascades:
                 number = in_force.get(intent)
                 emit("cascade.changed", intent=intent, state="ended" if number is None else "in force")
         self._in_force = in_force
+        self._drifted = {row["intent"] for row in rows if row["has_drifted"]}
 
     async def first(self, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Chosen]:
         """The first model of each job that a cascade decides about, by job id; in a thread, for the CPU it takes."""
@@ -89,7 +112,9 @@ class Cascades:
             for row in rows
             if row["intent"] in usable and _is_fit(row) and usable[row["intent"]].keeps(row["quality"])
         ]
-        return await asyncio.to_thread(_first, fit, usable) if fit else {}
+        stood_in = {row["id"]: Chosen(usable[row["intent"]], None) for row in fit if row["intent"] in self._drifted}
+        fit = [row for row in fit if row["id"] not in stood_in and row["payload"] is not None]
+        return stood_in | (await asyncio.to_thread(_first, fit, usable) if fit else {})
 
     def _usable(self, intent: str, policy: Policy) -> LearnedCascade | None:
         learned = self._read.get(self._in_force[intent])
@@ -114,7 +139,7 @@ async def bring_cascades(runtime: Runtime, candidates: Sequence[Candidate]) -> N
 
 def _is_fit(row: Mapping[str, Any]) -> bool:
     """Whether an answer may be sent on: streamed ones are seen at once, pinned and local-only jobs have no choice."""
-    return not row["stream"] and row["model"] is None and not row["local_only"] and row["payload"] is not None
+    return not row["stream"] and row["model"] is None and not row["local_only"]
 
 
 def _first(rows: Sequence[Mapping[str, Any]], usable: Mapping[str, LearnedCascade]) -> dict[str, Chosen]:
@@ -125,7 +150,7 @@ def _first(rows: Sequence[Mapping[str, Any]], usable: Mapping[str, LearnedCascad
         }
         if prompts:
             models = learned.first(list(prompts.values()))
-            chosen |= {job_id: (learned, model) for job_id, model in zip(prompts, models, strict=True)}
+            chosen |= {job_id: Chosen(learned, model) for job_id, model in zip(prompts, models, strict=True)}
     return chosen
 
 

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from policies.cascading import begin
 from policies.exploration import explore
 from policies.fairness import Line, Turns
 from policies.health import Outage
@@ -36,6 +35,7 @@ from waybill.ledger import oncall, queries, sharing, turns
 from waybill.names import BATCH_QUEUE, CLASSES, DISPATCH_QUEUE, PROVIDERS, provider_queue
 from waybill.streaming import publish_end
 from workers.cascades import Cascades
+from workers.checking import Checking
 from workers.crashpoint import crash_point
 from workers.lanetimes import LaneTimes
 from workers.learning import Learned, Tagger
@@ -156,6 +156,10 @@ class Dispatcher:
     async def keep_cascades(self) -> None:
         """Until cancelled: know which learned cascades are in force."""
         await self._cascades.keep_reading(self._runtime.ledger)
+
+    async def keep_checking(self) -> None:
+        """Until cancelled: have a sample of the answers checked, and look whether cascades still keep their promise."""
+        await Checking(self._runtime).keep_checking()
 
     async def _let_go(self, name: str) -> None:
         """A lane or account is back."""
@@ -333,10 +337,9 @@ class Dispatcher:
                 continue
             chosen = firsts.get(job_id)
             if chosen is not None and request.quality is not None and choice is not None:
-                learned, first = chosen
-                chosen = None if learned.is_outdone(first, choice.shown) else chosen
+                chosen = None if chosen.is_outdone(choice.shown) else chosen
             if chosen is not None:
-                found = begin(found, *chosen, snapshot)
+                found = chosen.begin(found, snapshot)
             usual = found.candidates[0].model
             found, propensity = explore(found, request, share=policy.explore, draw=random.random())
             models = [candidate.model for candidate in found.candidates]
@@ -356,7 +359,7 @@ class Dispatcher:
                 "prices": PRICE_VERSION,
             }
             if chosen is not None:
-                details[job_id] |= {"plan": "learned", "cascade": chosen[0].number}
+                details[job_id] |= chosen.as_detail()
             if weighed:
                 details[job_id]["lanes"] = weighed
             guess = guesses.get(job_id)

@@ -165,6 +165,8 @@ class Exporter:
             board.set(metrics.RUNS, row["runs"], row["state"])
             if row["state"] == "paused":
                 board.set(metrics.HOLDS, row["runs"], "run")
+        for row in await self._ledger.fetch(tallies.CASCADES):
+            board.set(metrics.CASCADES_DRIFTED, int(row["has_drifted"]), row["intent"])
         server = (await self._ledger.fetch(tallies.SERVER))[0]
         board.set(metrics.PG_CONNECTIONS, server["connections"])
         board.set(metrics.PG_BYTES, server["bytes"])

@@ -77,6 +77,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "plan.lacking": Event(("intent", "reason")),
     "cascade.changed": Event(("intent", "state")),
     "cascade.idle": Event(("intent", "reason")),
+    "cascade.drifted": Event(("intent", "reason")),
+    "checks.begun": Event(("use", "jobs"), count="jobs", by=("use",)),
     "gate.changed": Event(("intent", "fingerprint", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),

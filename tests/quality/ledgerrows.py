@@ -44,6 +44,7 @@ class LedgerRows:
         prompt: str = "prompt",
         detail: dict[str, Any] | None = None,
         flagship_usd: str | None = None,
+        cascade: int | None = None,
         **fields: Any,
     ) -> str:
         """A finished job whose attempts were (model, state, USD) in order; the last one answered if it succeeded.
@@ -51,12 +52,14 @@ class LedgerRows:
         Args:
             detail: Of the routing decision.
             flagship_usd: Of the attempt that answered.
+            cascade: Number of the learned cascade that it began with.
             fields: Further fields of the payload.
         """
         job_id = new_job_id(next(_times), os.urandom(10))
         state = "succeeded" if attempts and attempts[-1][1] == "succeeded" else "failed"
         route = [
             {"provider": _provider(model), "model": model, "service": "interactive", "reason": "r", "estimate_usd": "0"}
+            | ({} if cascade is None else {"cascade": cascade})
             for model in dict.fromkeys(model for model, _, _ in attempts)
         ]
         self.all("set session_replication_role = replica")  # the trigger lets jobs begin as `queued` only
@@ -85,6 +88,22 @@ class LedgerRows:
             job_id, json.dumps(detail or {}),
         )  # fmt: skip
         return job_id
+
+    def finish(self, job_id: str, model: str, *, text: str | None, data: Any = None, usd: str = "0") -> None:
+        """End a job that was submitted as if a model had answered it; without a text, as failed."""
+        state = "failed" if text is None else "succeeded"
+        self.all("set session_replication_role = replica")
+        self.all(
+            "update jobs set state = %s, attempt = 1, finished_at = now(), route = '[]' where id = %s", state, job_id
+        )
+        self.all("set session_replication_role = origin")
+        self.all(
+            "insert into attempts (job_id, number, provider, model, service, reason, state, worker, ended_at, cost_usd,"
+            " cost_source, estimate_usd) values (%s, 1, %s, %s, 'batch', 'r', %s, 'w', now(), %s, 'usage', 0)",
+            job_id, _provider(model), model, "succeeded" if text is not None else "failed", usd,
+        )  # fmt: skip
+        if text is not None:
+            self.all("insert into results values (%s, 1, %s)", job_id, json.dumps({"text": text, "data": data}))
 
 
 def _provider(model: str) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from policies.cascading import LearnedCascade, Said, begin, prompt_of, weigh
+from policies.cascading import LearnedCascade, Said, begin, prompt_of, stand_in, weigh
 from policies.evaluate.cascade import Cascade, fit_cascade
 from policies.evaluate.outcomes import Outcomes
 from policies.evaluate.packing import BadCascade, pack, unpack
@@ -202,3 +202,16 @@ def test_the_prompt_is_instructions_and_the_last_turn() -> None:
 
     assert prompt_of(job.payload()) == "be brief\nb"
     assert prompt_of(Job(intent=INTENT, prompt="p").payload()) == "p"
+
+
+def test_the_flagship_stands_in_for_a_cascade_that_has_drifted(learned: LearnedCascade) -> None:
+    local = replace(ROUTE, candidates=(_candidate("small", "local", "local"), *ROUTE.candidates))
+    out = replace(OPEN, lanes={f"anthropic/{OPUS}/interactive": Outage("open", 5.0, 5.0)})
+
+    found = stand_in(ROUTE, learned, OPEN)
+
+    assert _names(found) == [OPUS, HAIKU, SONNET]
+    assert found.reason == f"cascade 7 has drifted: {OPUS} until another one is fitted"
+    assert {candidate.cascade for candidate in found.candidates} == {None}
+    assert _names(stand_in(local, learned, OPEN)) == ["small", OPUS, HAIKU, SONNET]
+    assert stand_in(ROUTE, learned, out) is ROUTE

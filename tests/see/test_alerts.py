@@ -96,6 +96,13 @@ async def config_refused(bench: Bench) -> None:
     path.write_text(path.read_text().replace("flagship", "flagshipp"))
 
 
+async def cascade_drifted(bench: Bench) -> None:
+    await bench.ledger.fetch(
+        "insert into cascades (intent, chain, target, labels, quality, saving, source, model, drift)"
+        " values ('sums', '{}', 0.99, 1, 1, 0, 'test', '', '30 audits')"
+    )
+
+
 PROVOKED: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "WaybillJobsOld": jobs_old,
     "WaybillNoProgress": no_progress,
@@ -108,6 +115,7 @@ PROVOKED: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "WaybillStoresFull": stores_full,
     "WaybillQualityLow": quality_low,
     "WaybillConfigRefused": config_refused,
+    "WaybillCascadeDrifted": cascade_drifted,
 }
 
 

@@ -43,6 +43,12 @@ def test_the_catalogue_names_the_models_the_field_uses() -> None:
         ("version = ", "p.toml: not valid TOML"),
         ('version = "1"\n[intents.a]\n', "`flagship` is missing"),
         (HEAD, "`intents` is missing"),
+        (
+            HEAD + PLAN + "[audits]\nshare = 2\n",
+            "p.toml:7: `audits.share` must be a share from 0 (none) to 1, such as 0.02, not 2",
+        ),
+        (HEAD + PLAN + "[audits]\nbudget_usd_per_day = true\n", "`audits.budget_usd_per_day` must be USD from 0"),
+        (HEAD + PLAN + "[audits]\nrate = 1\n", "write one of: share, budget_usd_per_day"),
         (HEAD + "[intents]\n", "is empty; add at least one table such as [intents.extraction]"),
         (
             HEAD.replace("claude-opus-5-5", "opus") + PLAN,

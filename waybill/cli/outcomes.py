@@ -55,17 +55,19 @@ def outcomes(json_path: Path | None) -> None:
 
     policy = load_policy(Settings.from_env())
 
-    async def read(ledger: Ledger) -> tuple[list[Any], list[Any]]:
+    async def read(ledger: Ledger) -> tuple[list[Any], list[Any], dict[int, str]]:
         params = {"flagship": policy.flagship, "since_s": grades.SINCE_S}
         standings = [standing(row) for row in await ledger.fetch(grades.STANDINGS, params)]
-        return standings, list(await ledger.fetch(cascades.LIST))
+        learned = list(await ledger.fetch(cascades.LIST))
+        return standings, learned, {row["id"]: await _audits(ledger, row, policy.flagship) for row in learned}
 
-    standings, learned = with_ledger(read)
+    standings, learned, audits = with_ledger(read)
     for row in learned:
         click.echo(
             f"  cascade {row['id']} of {row['intent']}: {' > '.join(row['chain'])}, fitted {row['made_at']:%Y-%m-%d %H:%M} on"
             f" {row['labels']} items ({row['source']}) for {row['target']:g}: at least {row['quality']:.4f}, saves {row['saving']:.1%}"
         )
+        click.echo(f"    {audits[row['id']]}")
     if not standings:
         raise ConfigError(
             "this ledger has no grades; they come from Client.feedback, `waybill policy shadow` and `waybill policy import`"
@@ -89,6 +91,23 @@ def outcomes(json_path: Path | None) -> None:
             click.echo(f"    {choice.shortfall}")
     if json_path is not None:
         write(json_path, json.dumps(_outcomes_dict(policy, standings, choices), indent=2) + "\n")
+
+
+async def _audits(ledger: Ledger, row: Any, flagship: str) -> str:
+    """What audits say of a cascade."""
+    from policies.drift import LEAST, RECORDS, audited
+    from waybill.ledger import checking
+
+    if row["drift"] is not None:
+        return f"drifted, {flagship} answers in its place until another one is fitted: {row['drift']}"
+    scores = await ledger.fetch(checking.AUDITS, {"cascades": [row["id"]], "most": RECORDS})
+    [counts] = await ledger.fetch(checking.SHARE, {**checking.OF_LATE, "cascade": row["id"], "flagship": flagship})
+    found = audited(
+        [(each["score"], each["flagship"]) for each in scores],
+        kept=counts["kept"] / counts["jobs"] if counts["jobs"] else 1.0,
+        target=row["target"],
+    )
+    return f"{len(scores)} audits, {LEAST} say something" if found is None else found.describe()
 
 
 def _verdicts(choices: Any, intent: str) -> tuple[Verdict, ...]:

@@ -51,10 +51,15 @@ returning id
 END: Final = "update cascades set ended_at = now() where intent = %(intent)s and ended_at is null returning id"
 
 LIST: Final = """
-select id, intent, chain, target, labels, quality, saving, source, made_at from cascades where ended_at is null order by intent
+select id, intent, chain, target, labels, quality, saving, source, made_at, drift from cascades where ended_at is null order by intent
 """
 
-IN_FORCE: Final = "select id, intent from cascades where ended_at is null"
+IN_FORCE: Final = "select id, intent, target, drift is not null as has_drifted from cascades where ended_at is null"
+
+DRIFT: Final = """
+update cascades set drift = %(reason)s where id = %(id)s and drift is null and ended_at is null returning id
+"""
+"""Take one out of force. Whoever gets a row tells; all later ones get none."""
 
 READ: Final = "select id, intent, target, model from cascades where id = any(%(ids)s::bigint[])"
 """Also those that have ended: jobs under way go on with the one they began with."""

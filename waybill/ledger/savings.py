@@ -38,10 +38,17 @@ order by 1, 3, 4, 5, 6
 SERVED: Final = f"""
 with answered as (
     select j.id, j.intent, a.model {_CHOSEN} and a.state = 'succeeded' and c.job_id is null
-), best as (
-    select distinct on (g.item, g.model) g.item, g.model, g.score
+), said as (
+    select g.item, g.model, g.score, array_position(array['user', 'import', 'judge', 'shadow', 'audit'], g.source) as place
     from grades g where g.item in (select id::text from answered)
-    order by g.item, g.model, array_position(array['user', 'import', 'judge', 'shadow', 'audit'], g.source)
+    union all
+    -- Of an audited answer: its own score, and the flagship's.
+    select c.about::text, v.model, v.score, 9
+    from checks c join answered k on k.id = c.about
+    cross join lateral (values (k.model, c.score), (%(flagship)s, c.flagship)) as v(model, score)
+    where c.score is not null
+), best as (
+    select distinct on (item, model) item, model, score from said order by item, model, place
 )
 select w.intent, count(*) as jobs, count(b.score) as labels, coalesce(sum(b.score), 0) as score,
        coalesce(sum(b.score * b.score), 0) as squares, count(f.score) filter (where b.score is not null) as pairs,

@@ -378,6 +378,8 @@ class CascadeRow(Base):
     made_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
     ended_at: Mapped[datetime | None] = mapped_column(_When)
     """Set when another one takes its place; jobs under way go on with it."""
+    drift: Mapped[str | None] = mapped_column(Text)
+    """What audits found when they took it out of force; the flagship answers in its place until it is ended."""
 
 
 class Hold(Base):
@@ -529,13 +531,29 @@ class Check(Base):
     __tablename__ = "checks"
     __table_args__ = (
         CheckConstraint("kind in ('shadow', 'judge')", name="checks_kind"),
+        CheckConstraint("share > 0 and share <= 1", name="checks_share"),
+        CheckConstraint("score between 0 and 1 and flagship between 0 and 1", name="checks_scores"),
         Index("checks_about", "about"),
+        Index("checks_open", "job_id", postgresql_where=text("share is not null and ended_at is null")),
+        Index("checks_cascade", "cascade", "job_id", postgresql_where=text("score is not null")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     about: Mapped[str] = mapped_column(UUID(as_uuid=False))
     """The job whose answer is checked."""
     kind: Mapped[str] = mapped_column(Text)
+    share: Mapped[float | None]
+    """Of a standing check: the chance with which the job was drawn. None = somebody's command."""
+    cascade: Mapped[int | None] = mapped_column(BigInteger)
+    """Of an audit: the cascade that kept the answer."""
+    reckoned_usd: Mapped[Decimal | None] = mapped_column(_Money)
+    """What a standing check and its judge were likely to cost when it was handed over."""
+    score: Mapped[float | None]
+    """Of an audit: the kept answer's, from 0 to 1. No grade: answers that a cascade chose to keep say nothing about their model."""
+    flagship: Mapped[float | None]
+    """The flagship's beside it."""
+    ended_at: Mapped[datetime | None] = mapped_column(_When)
+    """When a standing check came to something, or to nothing."""
 
 
 class AnswerRow(Base):

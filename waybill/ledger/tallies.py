@@ -196,6 +196,7 @@ BUDGETS: Final = """
 select scope, count(*) filter (where spent >= 0.8 * cap_usd) as at_80, count(*) filter (where spent >= cap_usd) as at_100,
        min(greatest(0, cap_usd - spent)) as left_usd
 from (select scope, cap_usd, case when coalesce(resets_at <= now(), false) then 0 else spent_usd end as spent
-      from budgets where cap_usd > 0) as now_spent group by scope
+      from budgets where cap_usd > 0 and cardinality(alert_shares) > 0) as now_spent group by scope
 """
 OPEN_RUNS: Final = "select state, count(*) as runs from runs where state <> 'cancelled' group by state"
+CASCADES: Final = "select intent, drift is not null as has_drifted from cascades where ended_at is null"
