@@ -67,7 +67,7 @@ class PriceOverride:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A sample of finished jobs that is asked of the flagship too: the policy file's `[audits]`.
+    """A sample of finished jobs that is asked of the flagship too: the policy file's `[audits]` and `[judging]`.
 
     Attributes:
         share: Of the jobs in question; 0 = none.
@@ -96,6 +96,7 @@ class Policy:
         lanes: How lanes are chosen.
         batches: How provider batches are made.
         audits: Of the answers that a learned cascade kept.
+        judging: Of free texts that other models than the flagship wrote.
     """
 
     version: str
@@ -111,6 +112,7 @@ class Policy:
     lanes: LaneRules = field(default_factory=LaneRules)
     batches: BatchRules = field(default_factory=BatchRules)
     audits: Sampling = field(default_factory=lambda: Sampling(0.02))
+    judging: Sampling = field(default_factory=lambda: Sampling(0.0))
 
     def intents(self) -> tuple[str, ...]:
         """The intents it has a plan for, in the file's order."""
@@ -203,6 +205,7 @@ _TOP = (
     "lanes",
     "batches",
     "audits",
+    "judging",
 )
 _PLAN = ("chain", "reason", "max_output_tokens", "effort", "quality", "grounded", "compare")
 _MODEL = (
@@ -282,6 +285,7 @@ def parse(text: str, source: str) -> Policy:
         lanes=_lanes(read, data.get("lanes", {})),
         batches=_batches(read, data.get("batches", {})),
         audits=_sampling(read, data, "audits", Sampling(0.02)),
+        judging=_sampling(read, data, "judging", Sampling(0.0)),
     )
 
 

@@ -1,9 +1,10 @@
 """Standing checks: a sample of finished jobs is asked of the flagship too, without anybody's command. The dispatcher does it.
 
-An audit is about an answer that a learned cascade kept; whether the cascade has drifted is looked at in the same turn. Checks are
-jobs: with half the price and a day's time where there is a batch lane, behind all other work, under a budget of a day. All state
-lies on the ledger, so any number of dispatchers may do this and each may die: jobs are drawn by their ids, a check is submitted
-under a key, and what came of it is written once.
+An audit is about an answer that a learned cascade kept; whether the cascade has drifted is looked at in the same turn. Judging is
+about free texts that no check can tell good from bad, and leaves grades, from which plans are learned. Checks are jobs: with half the
+price and a day's time where there is a batch lane, behind all other work, under a budget of a day. All state lies on the ledger, so
+any number of dispatchers may do this and each may die: jobs are drawn by their ids, a check is submitted under a key, and what came
+of it is written once.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from policies.checking import again, compared, judge_question, judged, reckoned, within
+from policies.checking import again, compared, grades_of, judge_question, judged, reckoned, within
 from policies.drift import RECORDS, audited
 from policies.policyfile import Policy, Sampling
 from waybill.client import AsyncClient, prompt_bytes
+from waybill.contract import GradeSource
 from waybill.errors import LedgerUnavailable
-from waybill.ledger import cascades, checking
+from waybill.ledger import cascades, checking, replays
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
@@ -33,11 +36,21 @@ log = logging.getLogger("waybill.checking")
 
 LOOK_EVERY_S: Final = 15.0
 AUDITS: Final = "audits"
+JUDGING: Final = "judging"
 _FIRST_S: Final = 86_400.0
 """How far back the first look goes."""
 _OVERLAP_S: Final = 60.0
 _AT_ONCE: Final = 200
 _LANES: Final = {"latency": "day"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What came of a check: scores of the job's answer and of the flagship's, and who gave them; None = it came to nothing."""
+
+    row: Mapping[Any, Any]
+    scores: tuple[float, float] | None = None
+    source: GradeSource | None = None
 
 
 class Checking:
@@ -70,8 +83,9 @@ class Checking:
         in_force = [row for row in await self._runtime.ledger.fetch(cascades.IN_FORCE) if not row["has_drifted"]]
         if in_force:
             await self._watch(in_force, policy)
-            asked = {"cascades": [row["id"] for row in in_force], "flagship": policy.flagship, "since_s": since_s}
-            await self._draw(client, policy, AUDITS, policy.audits, checking.KEPT, asked)
+            kept = {"cascades": [row["id"] for row in in_force], "since_s": since_s}
+            await self._draw(client, policy, AUDITS, policy.audits, checking.KEPT, kept)
+        await self._draw(client, policy, JUDGING, policy.judging, checking.FREE, {"since_s": since_s})
         self._looked = now
 
     async def _draw(
@@ -81,7 +95,7 @@ class Checking:
         if rules.share <= 0:
             return
         ledger, key = self._runtime.ledger, budget_key(use)
-        sampled = {"use": use, "share": rules.share, "limit": _AT_ONCE}
+        sampled = {"use": use, "share": rules.share, "flagship": policy.flagship, "limit": _AT_ONCE}
         rows = [row for row in await ledger.fetch(statement, {**asked, **sampled}) if '"wire"' not in row["payload"]]
         if not rows:
             return
@@ -110,25 +124,28 @@ class Checking:
         return reckoned(row, policy.flagship, policy, self._runtime.prices, datetime.now(UTC), service=service)
 
     async def _follow(self, client: AsyncClient, policy: Policy) -> None:
-        """Compare what has been answered; have the flagship read free texts; keep the scores."""
+        """Compare what has been answered; have the flagship read free texts; keep what came of it."""
         rows = await self._runtime.ledger.fetch(checking.ENDED, {"limit": _AT_ONCE})
-        scored: list[tuple[Mapping[Any, Any], tuple[float, float] | None]] = []
+        scored: list[_Scored] = []
         texts: list[tuple[Mapping[Any, Any], Job]] = []
         for row in rows:
             if None in (row["body"], row["check_body"], row["payload"]):
-                scored.append((row, None))
+                scored.append(_Scored(row))
             elif row["kind"] == "judge":
-                scored.append((row, judged(row["about"], json.loads(row["check_body"])["data"])))
+                verdict = json.loads(row["check_body"])["data"]
+                scored.append(_Scored(row, judged(row["about"], verdict), GradeSource.JUDGE))
             elif (score := compared(row)) is not None:
-                scored.append((row, (score, 1.0)))
+                scored.append(_Scored(row, (score, 1.0), GradeSource.SHADOW))
             else:
-                job = judge_question(row, policy.flagship, key_id=budget_key(AUDITS), **_LANES)
+                key = budget_key(JUDGING if row["cascade"] is None else AUDITS)
+                job = judge_question(row, policy.flagship, key_id=key, **_LANES)
                 if prompt_bytes(job) > self._runtime.settings.max_payload_bytes:
-                    scored.append((row, None))
+                    scored.append(_Scored(row))
                 else:
                     texts.append((row, job))
         if texts:
             await self._have_judged(client, texts)
+        await self._grade(scored, policy)
         await self._end(scored)
 
     async def _have_judged(self, client: AsyncClient, texts: Sequence[tuple[Mapping[Any, Any], Job]]) -> None:
@@ -144,17 +161,30 @@ class Checking:
                 "usd": [row["reckoned_usd"] for row, _ in texts],
             },
         )
-        await self._end([(row, None) for row, _ in texts])
+        await self._end([_Scored(row) for row, _ in texts])
 
-    async def _end(self, scored: Sequence[tuple[Mapping[Any, Any], tuple[float, float] | None]]) -> None:
+    async def _grade(self, scored: Sequence[_Scored], policy: Policy) -> None:
+        """Grades of what was no audit: answers that a cascade chose to keep say nothing about their model."""
+        for source in GradeSource.JUDGE, GradeSource.SHADOW:
+            graded = [
+                (each.row, *each.scores)
+                for each in scored
+                if each.scores is not None and each.source is source and each.row["cascade"] is None
+            ]
+            if graded:
+                columns = grades_of(graded, policy.flagship)
+                await self._runtime.ledger.fetch(replays.GRADE, columns | {"source": source.value})
+
+    async def _end(self, scored: Sequence[_Scored]) -> None:
         if not scored:
             return
+        kept = [each.scores if each.row["cascade"] is not None else None for each in scored]
         await self._runtime.ledger.fetch(
             checking.END,
             {
-                "ids": [row["check_id"] for row, _ in scored],
-                "scores": [None if scores is None else scores[0] for _, scores in scored],
-                "flagships": [None if scores is None else scores[1] for _, scores in scored],
+                "ids": [each.row["check_id"] for each in scored],
+                "scores": [None if scores is None else scores[0] for scores in kept],
+                "flagships": [None if scores is None else scores[1] for scores in kept],
             },
         )
 

@@ -224,3 +224,53 @@ def test_a_cascade_that_its_audits_contradict_is_taken_out_of_force_once(
     bench.kept(prompt="late")
     bench.look(rules)
     assert len(bench.checks()) == count
+
+
+JUDGED = "[judging]\nshare = 1\nbudget_usd_per_day = 100\n[audits]\nshare = 0"
+
+
+def test_free_texts_of_other_models_are_judged_into_grades_once_however_often_it_is_begun(bench: Bench) -> None:
+    texts = [
+        bench.ledger.job("notes", [(SONNET, "succeeded", "0.05")], text=f"Stones, {n}.", prompt=f"n{n}")
+        for n in range(4)
+    ]
+    bench.ledger.job("notes", [(OPUS, "succeeded", "0.2")], text="The flagship's own.")
+    bench.kept(text="Under a cascade.")
+    formed = bench.ledger.job("notes", [(SONNET, "succeeded", "0.05")], text="{}", data={})
+    bench.ledger.all("update jobs set needs = '{json_schema}' where id = %s", formed)
+
+    bench.look()
+    assert bench.checks() == {}  # nobody has asked for it
+
+    bench.look(JUDGED, dispatchers=2)
+    assert bench.checks().keys() == set(texts)
+    same = texts[0]
+    for job_id, (check, _) in bench.checks().items():
+        bench.ledger.finish(check, OPUS, text="stones, 0." if job_id == same else "Feathers.", usd="0.11")
+    bench.look(JUDGED, dispatchers=2)
+    judges = {job_id: check for job_id, (check, kind) in bench.checks().items() if kind == "judge"}
+    assert judges.keys() == set(texts) - {same}
+    for job_id, check in judges.items():
+        is_first = hashlib.sha256(job_id.encode()).digest()[0] % 2 == 0
+        bench.ledger.finish(
+            check, OPUS, text="", data={"first": 6 if is_first else 8, "second": 8 if is_first else 6}, usd="0.07"
+        )
+    bench.look(JUDGED, dispatchers=2)
+    bench.look(JUDGED)
+
+    grades = bench.ledger.all(
+        "select item, model, source, score, cost_usd from grades where item <> %s order by item, model", same
+    )
+    assert grades == [
+        row
+        for job_id in sorted(judges)
+        for row in (
+            (job_id, OPUS, "judge", 0.8, Decimal("0.11")),  # what its answer cost, not the verdict
+            (job_id, SONNET, "judge", 0.6, Decimal("0.05")),
+        )
+    ]
+    alike = bench.ledger.all("select model, source, score from grades where item = %s order by model", same)
+    assert alike == [(OPUS, "shadow", 1.0), (SONNET, "shadow", 1.0)]  # no reader is needed
+    assert bench.ledger.all("select count(*), count(ended_at), count(score) from checks") == [(7, 7, 0)]
+    assert bench.ledger.all("select distinct subject from budgets") == [(budget_key("judging"),)]
+    assert bench.ledger.all("select distinct key_id from jobs where key_id is not null") == [(budget_key("judging"),)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 
 import pytest
 
 from producers.fitting import fit
 from sandbox.testing import spawned
-from tests.fleet import redis_database, running_fleet
+from tests.fleet import RunningFleet, redis_database, running_fleet
 from tests.quality.cascades import HAIKU, INTENT, OPUS, POLICY, SONNET, invent
 from tests.quality.ledgerrows import LedgerRows
 from tests.quality.place import Place
@@ -20,8 +21,15 @@ from waybill import Client, Job, embedded
 pytestmark = pytest.mark.timeout(900)
 JOBS = 40
 ROOMY = "*:rpm=1000000,itpm=1000000000,otpm=1000000000,tpm=1000000000"
-RULES = """
+NOTES = 6
+RULES = f"""
+[intents.notes]
+chain = ["{SONNET}", "{OPUS}"]
+reason = "free text"
 [audits]
+share = 1
+budget_usd_per_day = 5
+[judging]
 share = 1
 budget_usd_per_day = 5
 [batches]
@@ -30,10 +38,17 @@ poll_s = 0.3
 """
 
 
+@dataclass(frozen=True)
+class StandingPlace(Place):
+    """With the fleet's processes, to be killed."""
+
+    fleet: RunningFleet
+
+
 @pytest.fixture(scope="module")
 def place(
     services: embedded.Services, ledger_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
+) -> Iterator[StandingPlace]:
     """A fleet with a learned cascade, in a world where Haiku has become wrong about easy sums and looks as before."""
     folder = tmp_path_factory.mktemp("standing")
     (folder / "policy.toml").write_text(POLICY + RULES)
@@ -54,11 +69,11 @@ def place(
         )  # fmt: skip
         with (
             spawned("--answers", str(folder / "book.jsonl"), "--latency", "fixed:2ms", "--limit", ROOMY) as sandbox,
-            running_fleet(database_url, redis_url, sandbox.url, folder, env=policy),
+            running_fleet(database_url, redis_url, sandbox.url, folder, env=policy) as fleet,
             Client(database_url, redis_url) as client,
         ):
             sandbox.batch_pace(turnaround_s=0.5)
-            yield Place(env, client, sandbox, ledger, folder)
+            yield StandingPlace(env, client, sandbox, ledger, folder, fleet)
 
 
 def _prompt(n: int) -> str:
@@ -73,7 +88,7 @@ def until(happened: Callable[[], bool], what: str, timeout_s: float = 180) -> No
         time.sleep(0.5)
 
 
-def test_audits_find_that_a_cascade_has_drifted_and_the_flagship_takes_its_place(place: Place) -> None:
+def test_audits_find_that_a_cascade_has_drifted_and_the_flagship_takes_its_place(place: StandingPlace) -> None:
     jobs = [Job(intent=INTENT, prompt=_prompt(n), priority="lo") for n in range(JOBS)]
     outcomes = list(place.client.results(place.client.submit_many(jobs), timeout_s=200))
 
@@ -100,3 +115,33 @@ def test_audits_find_that_a_cascade_has_drifted_and_the_flagship_takes_its_place
     found = json.loads((place.folder / "s.json").read_text())
     assert Decimal(found["spent"]["shadows and judges"]) == spent
     assert found["by_intent"][INTENT]["quality"]["mean_score"] == 0.0
+
+
+def test_free_texts_are_judged_by_themselves_and_once_when_the_dispatcher_dies_amid_it(place: StandingPlace) -> None:
+    prompts = [f"Write what you know of stone {n}." for n in range(NOTES)]
+    notes = place.client.submit_many([Job(intent="notes", prompt=prompt, priority="lo") for prompt in prompts])
+    assert all(outcome.result for outcome in place.client.results(notes, timeout_s=200))
+    about = "select c.kind, count(*) from checks c where c.about = any(%s::uuid[]) group by 1 order by 1"
+
+    until(lambda: bool(place.ledger.all(about, notes)), "the first check")
+    place.fleet.kill("dispatcher")
+    place.fleet.start("dispatcher")
+    graded = "select model, count(*) from grades where source = 'judge' group by 1 order by 1"
+    until(lambda: place.ledger.all(graded) == [(OPUS, NOTES), (SONNET, NOTES)], "the grades")
+
+    assert place.ledger.all(about, notes) == [("judge", NOTES), ("shadow", NOTES)]
+    services = place.ledger.all(
+        "select a.service, count(*) from checks c join attempts a on a.job_id = c.job_id"
+        " where c.about = any(%s::uuid[]) group by 1",
+        notes,
+    )
+    assert services == [("batch", 2 * NOTES)]
+    [(spent,)] = place.ledger.all(
+        "select sum(a.cost_usd) from checks c join attempts a on a.job_id = c.job_id where c.about = any(%s::uuid[])",
+        notes,
+    )
+    [(booked,)] = place.ledger.all(
+        "select b.spent_usd + coalesce(sum(c.spent_usd), 0) from budgets b left join charges c on c.budget_id = b.id"
+        " where b.subject = 'standing:judging' group by b.id"
+    )
+    assert 0 < spent == booked

@@ -15,20 +15,29 @@ _DRAW: Final = """('x' || left(encode(sha256(convert_to(%(use)s || ' ' || j.id, 
       < %(share)s * 4294967296"""
 _CASCADE: Final = "(j.route -> 0 ->> 'cascade')::bigint"
 
-KEPT: Final = f"""
+_DRAWN: Final = f"""
 select j.id::text, j.tenant, j.intent, {_CASCADE} as cascade, p.body as payload, {_TOKENS}
 from jobs j
 join results r on r.job_id = j.id
 join attempts a on a.job_id = j.id and a.number = r.attempt
 join payloads p on p.job_id = j.id
 where j.finished_at > now() - %(since_s)s * interval '1 second' and j.state = 'succeeded' and not j.local_only
-  and {_CASCADE} = any(%(cascades)s::bigint[])
-  and a.model <> %(flagship)s and a.provider <> 'local' and a.service <> 'reuse'
+  and a.model <> %(flagship)s and a.service <> 'reuse'
   and {_DRAW}
-  and not exists (select from checks c where c.about = j.id)
-order by j.finished_at limit %(limit)s
+  and not exists (select from checks c where c.about = j.id or c.job_id = j.id)
 """  # noqa: S608  # our own constants, no input
+
+KEPT: Final = f"""{_DRAWN}
+  and {_CASCADE} = any(%(cascades)s::bigint[]) and a.provider <> 'local'
+order by j.finished_at limit %(limit)s
+"""
 """Answers that a cascade kept and that are drawn. Index jobs_finished."""
+
+FREE: Final = f"""{_DRAWN}
+  and {_CASCADE} is null and not coalesce(j.needs && array['json_schema', 'labels'], false)
+order by j.finished_at limit %(limit)s
+"""
+"""Free texts that are drawn; those of cascades are audited. Index jobs_finished."""
 
 MARK: Final = """
 insert into checks (job_id, about, kind, share, cascade, reckoned_usd)
