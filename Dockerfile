@@ -56,6 +56,12 @@ ENTRYPOINT ["waybill"]
 
 # --- local: the same with the local lane ---------------------------------------------------------------------------------
 FROM fleet AS local
+USER 0:0
+# llama.cpp computes with OpenMP's threads.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1=12.2.0-14+deb12u1 \
+    && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 COPY --from=llama /opt/waybill/venv/lib/python3.13/site-packages ./venv/lib/python3.13/site-packages
 COPY --from=llama /opt/waybill/models ./models
 ENV WAYBILL_LOCAL_MODEL=/opt/waybill/models/SmolLM2-135M-Instruct.Q4_1.gguf

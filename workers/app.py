@@ -29,6 +29,7 @@ from workers.dispatch import Dispatcher
 from workers.eventfeed import EventFeed
 from workers.execute import execute, hear_urgent
 from workers.guard import SENTINEL_TRANSPORT, TRANSPORT
+from workers.guard_rabbitmq import TRANSPORT as RABBITMQ_TRANSPORT
 from workers.heartbeat import watch
 from workers.pool import AsyncPool, async_task
 from workers.preflight import check_services
@@ -51,6 +52,12 @@ def make_app(settings: Settings, queues: Sequence[str]) -> Celery:
     app.conf.update(celery_config(broker_url))
     if is_redis(broker_url):
         app.conf.broker_transport = TRANSPORT if sentinels(broker_url) is None else SENTINEL_TRANSPORT
+    else:
+        app.conf.broker_transport = RABBITMQ_TRANSPORT
+        app.conf.broker_transport_options = {
+            **app.conf.broker_transport_options,
+            "quarantine_url": settings.require_redis_url(),
+        }
     runtime = Runtime(settings=settings, policy=load_policy(settings), provider_names=names)
     app.lifespan = runtime
     app.steps["consumer"].add(EventFeed)

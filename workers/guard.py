@@ -1,11 +1,11 @@
-"""A guarded way from Redis into a worker: whatever somebody puts on a queue, the worker goes on and nothing is executed.
+"""A guarded way from the broker into a worker: whatever somebody puts on a queue, the worker goes on and nothing is executed.
 
 kombu and Celery trust their broker. A list entry that is not JSON ends the worker process, a forged message can start
 callbacks, and one broadcast shuts a worker down. Here each entry is looked at before Celery sees it: what is not exactly
 a doorbell of ours goes to the quarantine list in Redis with the reason. A doorbell carries ids only and the ledger decides
 what becomes of them, so putting one aside never loses a job: control rings again.
 
-Of the remote control only looking is left, which is what Flower does.
+Of the remote control only looking is left, which is what Flower does. guard_rabbitmq.py has the same for RabbitMQ.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class Refused(ValueError):
 def check_doorbell(raw: bytes) -> None:
     """Raise Refused unless `raw`, an entry of one of our queues, is a doorbell of a task and of ids that can be ours."""
     message = _envelope(raw)
-    headers = message["headers"]
+    check_task(message["headers"], _body(message))
+
+
+def check_task(headers: Mapping[str, Any], body: object) -> None:
+    """Raise Refused unless a task with ids that can be ours is meant."""
     if headers.get("task") not in (DISPATCH_TASK, EXECUTE_TASK):
         raise Refused("unknown task")
     if not isinstance(headers.get("id"), str):
@@ -77,7 +81,6 @@ def check_doorbell(raw: bytes) -> None:
         headers.get("timelimit") or ()
     ):
         raise Refused("an option that no doorbell has")
-    body = _body(message)
     if not (isinstance(body, list) and len(body) == 3):
         raise Refused("not the arguments of a task")
     arguments, keywords, embedded = body
@@ -94,7 +97,11 @@ def check_broadcast(message: object) -> None:
     """Raise Refused unless a decoded broadcast is well-formed and only looks."""
     if not isinstance(message, dict):
         raise Refused("not a message")
-    body = _body(_checked_envelope(message))
+    check_command(_body(_checked_envelope(message)))
+
+
+def check_command(body: object) -> None:
+    """Raise Refused unless the body of a broadcast is a command that only looks."""
     if not isinstance(body, dict) or not isinstance(body.get("arguments", {}), dict | None):
         raise Refused("not a command")
     if body.get("method") not in LOOKING:
@@ -143,6 +150,27 @@ def _body(message: Mapping[str, Any]) -> object:
     except (ValueError, RecursionError, binascii.Error):
         raise Refused("a body that is not JSON") from None
     raise Refused("an unknown encoding")
+
+
+def quarantined(queue: str, raw: bytes, reason: str) -> str:
+    """Say that a message was refused, and return what the quarantine keeps of it."""
+    emit("message.refused", queue=queue, reason=reason, bytes=len(raw))
+    return json.dumps(
+        {
+            "at": round(time.time(), 3),
+            "queue": queue,
+            "reason": reason,
+            "bytes": len(raw),
+            "sha256": hashlib.sha256(raw).hexdigest(),
+            "begins": raw[:QUOTED_BYTES].decode(errors="backslashreplace"),
+        }
+    )
+
+
+def keep_quarantined(client: Any, entry: str) -> None:
+    """Put an entry first into the quarantine, which keeps the latest."""
+    pipe = client.pipeline(transaction=False)
+    pipe.lpush(QUARANTINE_KEY, entry).ltrim(QUARANTINE_KEY, 0, QUARANTINE_ENTRIES - 1).execute()
 
 
 class _GuardedRedis(redis.Redis):
@@ -212,19 +240,10 @@ class _Guarded(transport.Channel):
         return functools.partial(_GuardedRedis, put_aside=self._put_aside)
 
     def _put_aside(self, queue: str, raw: bytes, reason: str) -> None:
-        emit("message.refused", queue=queue, reason=reason, bytes=len(raw))
-        entry = {
-            "at": round(time.time(), 3),
-            "queue": queue,
-            "reason": reason,
-            "bytes": len(raw),
-            "sha256": hashlib.sha256(raw).hexdigest(),
-            "begins": raw[:QUOTED_BYTES].decode(errors="backslashreplace"),
-        }
+        entry = quarantined(queue, raw, reason)
         try:
             with self.conn_or_acquire() as client:
-                pipe = client.pipeline(transaction=False)
-                pipe.lpush(QUARANTINE_KEY, json.dumps(entry)).ltrim(QUARANTINE_KEY, 0, QUARANTINE_ENTRIES - 1).execute()
+                keep_quarantined(client, entry)
         except (redis.RedisError, OSError) as exc:  # a full or lost Redis: the event above has said it
             emit("service.away", service="redis", error=str(exc))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.testing import Running
@@ -22,6 +23,8 @@ class Place:
     sandbox: Running
     ledger: LedgerRows
     folder: Path
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Of the jobs that were submitted first, by id."""
 
     def waybill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command."""
