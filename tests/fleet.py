@@ -13,11 +13,13 @@ from pathlib import Path
 import redis
 
 from policies.health import Breaker
+from sandbox.testing import Running
 from waybill import embedded
 from waybill.cli.up import free_port, plan_fleet
 from waybill.names import HEALTH_KEY
 from waybill.settings import Settings
 from waybill.supervisor import Program
+from workers.runtime import SHIPPED_POLICY
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -40,6 +42,14 @@ def redis_database(services: embedded.Services, whose: str) -> str:
     with redis.Redis.from_url(url) as connection:
         connection.flushdb()  # the limits and breakers of an earlier fleet are not this one's
     return url
+
+
+def brisk_batches(provider: Running, folder: Path) -> dict[str, str]:
+    """Settings under which rows wait for others and for the provider's batch as briefly as may be."""
+    policy = folder / "policy.toml"
+    policy.write_text(SHIPPED_POLICY.read_text() + "[batches]\nlinger_s = 0.2\npoll_s = 0.2\n")
+    provider.batch_pace(turnaround_s=0.2)
+    return {"WAYBILL_POLICY_FILE": str(policy)}
 
 
 def forget_health(redis_url: str, timeout_s: float = 15) -> None:

@@ -25,6 +25,7 @@ from producers.gateway.mailroom import Box, Mailroom
 from waybill.client import AsyncClient, fresh_job_id
 from waybill.contract import FINAL_STATES, Job, JobState
 from waybill.errors import WaybillError
+from waybill.ledger import jobs
 from waybill.mail import Letter
 
 log = logging.getLogger("waybill.gateway")
@@ -83,6 +84,14 @@ class Carriage:
             self._box = self._mailroom.open(self.job_id)
             if (await self._client.states(ids)).get(self.job_id) in FINAL_STATES:
                 self._box.say_final()
+
+    async def note_retry(self, count: str) -> None:
+        """Write down, for `waybill why` and the log, that the client's SDK did not send this for the first time."""
+        if not (count.isascii() and count.isdigit() and len(count) < 4 and int(count)):
+            return
+        log.info("client.retried job=%s retry=%s dialect=%s", self.job_id, count, self.dialect)
+        with contextlib.suppress(WaybillError):
+            await self._client.ledger.fetch(jobs.NOTE_RETRY, {"id": self.job_id, "retry": int(count)})
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -333,6 +342,7 @@ def _with_usage(dialect: Dialect, tail: bytes, usage: Any) -> bytes:
 async def respond(request: Request, carriage: Carriage) -> Response:
     """Answer one request; a client that leaves cancels its job."""
     await carriage.submit()
+    await carriage.note_retry(request.headers.get("x-stainless-retry-count", ""))
     if not carriage.job.stream:
         try:
             body, headers = await _unless_gone(request, carriage)

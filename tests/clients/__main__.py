@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox.testing import spawned
-from tests.fleet import ROOT, clean_environment, running_fleet
+from tests.fleet import ROOT, brisk_batches, clean_environment, running_fleet
 from waybill import embedded
 from waybill.cli.db import run_upgrade
 
@@ -30,9 +30,8 @@ WAYS: Mapping[str, tuple[str, str]] = {
 }
 """What is asked for in Anthropic's dialect, and what in OpenAI's."""
 DOCUMENTED: Mapping[tuple[str, str, str], str] = {
-    ("llamaindex", "crossed", "messages"): "the client has a table of Anthropic's names",
-    ("llamaindex", "crossed", "messages stream"): "the client has a table of Anthropic's names",
-    ("pydantic_ai", "crossed", "messages typed (native)"): "the client knows what only Claude's names can do",
+    ("curator", "straight", "messages"): "the client first asks a model that is there no more",
+    ("curator", "crossed", "messages"): "the client first asks a model that is there no more",
 }
 """(client, way, operation) -> why it cannot pass, whatever the gateway does; docs/gateway.md has the same."""
 
@@ -126,20 +125,23 @@ def run_all(clients: Iterable[str], folder: Path, *, say: bool = True) -> list[O
         run_upgrade(database_url)
         logs = Path(scratch) / "logs"
         logs.mkdir()
-        with (
-            spawned("--latency", "none") as box,
-            running_fleet(database_url, str(services.redis_url), box.url, logs, gateway=True) as fleet,
-        ):
-            for client, command in commands.items():
-                for way in WAYS if command is not None else ():
-                    outcome = run_client(client, command or [], fleet.gateway_url, way)
-                    found.append(outcome)
-                    if say:
-                        total = len(outcome.passed) + len(outcome.failed)
-                        print(f"{client:16} {way:9} {len(outcome.passed)}/{total}", flush=True)
-                        for op, note in outcome.failed.items():
-                            print(f"    {op}: {note}", flush=True)
+        with spawned("--latency", "none") as box:
+            env = brisk_batches(box, logs)
+            with running_fleet(database_url, str(services.redis_url), box.url, logs, gateway=True, env=env) as fleet:
+                for client, command in commands.items():
+                    for way in WAYS if command is not None else ():
+                        outcome = run_client(client, command or [], fleet.gateway_url, way)
+                        found.append(outcome)
+                        if say:
+                            _show(outcome)
     return found
+
+
+def _show(outcome: Outcome) -> None:
+    total = len(outcome.passed) + len(outcome.failed)
+    print(f"{outcome.client:16} {outcome.way:9} {len(outcome.passed)}/{total}", flush=True)
+    for op, note in outcome.failed.items():
+        print(f"    {op}: {note}", flush=True)
 
 
 def main() -> None:

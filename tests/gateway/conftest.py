@@ -12,9 +12,8 @@ import psycopg
 import pytest
 
 from sandbox.testing import Running, running
-from tests.fleet import RunningFleet, redis_database, running_fleet
+from tests.fleet import RunningFleet, brisk_batches, redis_database, running_fleet
 from waybill import embedded
-from workers.runtime import SHIPPED_POLICY
 
 _numbers = itertools.count(1)
 
@@ -39,12 +38,9 @@ def provider() -> Iterator[Running]:
 def gateway_fleet(
     gateway_urls: tuple[str, str], provider: Running, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningFleet]:
-    """The fleet; its rows wait for others and for the provider's batch as briefly as may be."""
+    """The fleet; batches are done at once."""
     folder = tmp_path_factory.mktemp("gateway")
-    policy = folder / "policy.toml"
-    policy.write_text(SHIPPED_POLICY.read_text() + "[batches]\nlinger_s = 0.2\npoll_s = 0.2\n")
-    provider.batch_pace(turnaround_s=0.2)
-    env = {"WAYBILL_POLICY_FILE": str(policy)}
+    env = brisk_batches(provider, folder)
     with running_fleet(*gateway_urls, provider.url, folder, gateway=True, env=env) as programs:
         yield programs
 

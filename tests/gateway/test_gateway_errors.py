@@ -137,6 +137,18 @@ def test_an_old_api_version_keeps_its_rules(gateway: str) -> None:
     assert (old.status_code, new.status_code) == (200, 400)
 
 
+@pytest.mark.parametrize(("count", "noted"), [("0", False), ("2", True), ("NOT_GIVEN", False), ("-1", False)])
+def test_a_retry_of_the_clients_sdk_is_told_by_why(gpt: openai.OpenAI, ledger: Ledger, count: str, noted: bool) -> None:
+    raw = gpt.chat.completions.with_raw_response.create(
+        model="gpt-6-luna", messages=HELLO, extra_headers={"x-stainless-retry-count": count}
+    )
+
+    found = ledger.rows(
+        "select reason from decisions where outcome = 'client_retry' and job_id = %s", raw.headers["x-waybill-job"]
+    )
+    assert [f"(retry {count})" in reason for (reason,) in found] == [True] * noted
+
+
 def test_throttling_is_waited_out_and_no_error(claude: anthropic.Anthropic, provider: Running) -> None:
     provider.fault("rate_limit", times=1, retry_after_s=1, model="claude-*")
 

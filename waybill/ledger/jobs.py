@@ -27,6 +27,13 @@ order by j.id desc limit %(limit)s
 
 STATE: Final = "select state, stream, error_code from jobs where id = %(id)s::uuid and tenant = %(tenant)s"
 
+NOTE_RETRY: Final = """
+insert into decisions (job_id, outcome, reason)
+select id, 'client_retry',
+       'the client''s SDK sent this again (retry ' || %(retry)s::int || '): what it sent before ended in an error or unanswered'
+from jobs where id = %(id)s::uuid
+"""
+
 RUNS: Final = """
 select r.id::text, r.name, r.state, r.created_at from runs r
 where r.tenant = %(tenant)s and (%(id)s::uuid is null or r.id = %(id)s::uuid)

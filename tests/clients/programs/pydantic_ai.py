@@ -23,7 +23,12 @@ openai = OpenAIProvider(base_url=V1, api_key=KEY)
 models = {
     "chat": OpenAIChatModel(GPT, provider=openai),
     "responses": OpenAIResponsesModel(GPT, provider=openai),
-    "messages": AnthropicModel(CLAUDE, provider=AnthropicProvider(base_url=BASE, api_key=KEY)),
+    # It looks up by the name what a model can do, and knows Claude's names only.
+    "messages": AnthropicModel(
+        CLAUDE,
+        provider=AnthropicProvider(base_url=BASE, api_key=KEY),
+        profile=None if CLAUDE.startswith("claude") else {"supports_json_schema_output": True},
+    ),
 }
 
 

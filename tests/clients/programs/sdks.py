@@ -1,3 +1,5 @@
+import json
+import time
 from typing import Any
 
 import anthropic
@@ -58,6 +60,34 @@ def not_found() -> Any:
     return True
 
 
+def until_ended(look: Any) -> Any:
+    """The batch, once it is over."""
+    finals = ("completed", "failed", "expired", "cancelled", "ended")
+    end = time.monotonic() + 120
+    while getattr(found := look(), "status", None) not in finals and getattr(found, "processing_status", "") != "ended":
+        assert time.monotonic() < end, f"not over in time: {found}"
+        time.sleep(0.2)
+    return found
+
+
+def files_and_batches(url: Any, **asked: Any) -> Any:
+    """Upload, run and download as OpenAI's guide to its Batch API does; every row must have been answered."""
+    rows = [{"custom_id": f"r{n}", "method": "POST", "url": url, "body": {"model": GPT, **asked}} for n in range(3)]
+    file = gpt.files.create(file=("\n".join(map(json.dumps, rows))).encode(), purpose="batch")
+    batch = gpt.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h")
+    done = until_ended(lambda: gpt.batches.retrieve(batch.id))
+    answers = [json.loads(line) for line in gpt.files.content(done.output_file_id).text.splitlines()]
+    return [row["custom_id"] for row in answers if row["response"]["status_code"] == 200] == ["r0", "r1", "r2"]
+
+
+def message_batches() -> Any:
+    params: Any = {"model": CLAUDE, "max_tokens": 300, "messages": HI}
+    batch = claude.messages.batches.create(requests=[{"custom_id": f"r{n}", "params": params} for n in range(3)])
+    until_ended(lambda: claude.messages.batches.retrieve(batch.id))
+    found = {row.custom_id: row.result.type for row in claude.messages.batches.results(batch.id)}
+    return found == dict.fromkeys(("r0", "r1", "r2"), "succeeded")
+
+
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 run(
     {
@@ -99,5 +129,8 @@ run(
         "models": lambda: len(list(gpt.models.list())) and len(list(claude.models.list(limit=3))),
         "async": both_async,
         "unknown model": not_found,
+        "files and batches, chat": lambda: files_and_batches("/v1/chat/completions", messages=HI),
+        "files and batches, responses": lambda: files_and_batches("/v1/responses", input="Say hello."),
+        "message batches": message_batches,
     }
 )
