@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from policies.catalog import Model
 from policies.dialects import sse
+from policies.dialects.functions import read_choice, read_form, read_tool
 from policies.dialects.neutral import (
-    Choice,
     Counts,
     End,
-    Form,
     Image,
     Part,
     Piece,
@@ -79,10 +78,10 @@ def read(body: Mapping[str, Any]) -> Prompt:
     return Prompt(
         turns=tuple(turns),
         system="\n\n".join(system),
-        tools=tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.get("tools") or [])),
-        choice=_choice(body.get("tool_choice")),
+        tools=tuple(read_tool(tool, f"tools[{n}]", inner="function") for n, tool in enumerate(body.get("tools") or [])),
+        choice=read_choice(body.get("tool_choice"), inner="function"),
         parallel_tools=flag(body.get("parallel_tool_calls"), "parallel_tool_calls") is not False,
-        form=_form(body.get("response_format")),
+        form=read_form(body.get("response_format"), "response_format", inner="json_schema"),
         max_output_tokens=whole(body.get("max_tokens") if limit is None else limit, "max_completion_tokens"),
         temperature=number(body.get("temperature"), "temperature"),
         top_p=number(body.get("top_p"), "top_p"),
@@ -150,45 +149,6 @@ def _call(call: Any, where: str) -> ToolCall:
         text(function.get("name"), f"{where}.function.name"),
         text(function.get("arguments") or "{}", f"{where}.function.arguments"),
     )
-
-
-def _tool(tool: Any, where: str) -> Tool:
-    if obj(tool, where).get("type") != "function":
-        raise Unsupported(f"{where}.type", "only function tools can be carried over")
-    function = obj(tool.get("function"), f"{where}.function")
-    return Tool(
-        text(function.get("name"), f"{where}.function.name"),
-        text(function.get("description") or "", f"{where}.function.description"),
-        obj(function.get("parameters") or {"type": "object", "properties": {}}, f"{where}.function.parameters"),
-        function.get("strict") is True,
-    )
-
-
-def _choice(choice: Any) -> Choice:
-    if choice is None or choice == "auto":
-        return Choice()
-    if choice == "none":
-        return Choice("none")
-    if choice == "required":
-        return Choice("any")
-    if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
-        return Choice("named", text(choice["function"].get("name"), "tool_choice.function.name"))
-    raise Unsupported("tool_choice", "cannot be carried over; use auto, none, required or one function")
-
-
-def _form(form: Any) -> Form | None:
-    if form is None:
-        return None
-    kind = obj(form, "response_format").get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Form(None)
-    if kind != "json_schema":
-        raise malformed("response_format.type", f"{kind!r} is none of text, json_object, json_schema")
-    named = obj(form.get("json_schema"), "response_format.json_schema")
-    schema = obj(named.get("schema"), "response_format.json_schema.schema")
-    return Form(schema, str(named.get("name") or "answer"), named.get("strict") is True)
 
 
 def write(prompt: Prompt, model: Model, *, compatible: bool = False) -> dict[str, Any]:

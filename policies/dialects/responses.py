@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from policies.dialects import sse
+from policies.dialects.functions import read_choice, read_form, read_tool
 from policies.dialects.neutral import (
-    Choice,
     Counts,
     End,
-    Form,
     Image,
     Part,
     Piece,
@@ -18,7 +17,6 @@ from policies.dialects.neutral import (
     RefusalPiece,
     Text,
     TextPiece,
-    Tool,
     ToolCall,
     ToolPiece,
     ToolResult,
@@ -73,10 +71,10 @@ def read(body: Mapping[str, Any]) -> Prompt:
     return Prompt(
         turns=tuple(turns),
         system="\n\n".join(system),
-        tools=tuple(_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.get("tools") or [])),
-        choice=_choice(body.get("tool_choice")),
+        tools=tuple(read_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.get("tools") or [])),
+        choice=read_choice(body.get("tool_choice")),
         parallel_tools=flag(body.get("parallel_tool_calls"), "parallel_tool_calls") is not False,
-        form=_form(form.get("format")),
+        form=read_form(form.get("format"), "text.format"),
         max_output_tokens=whole(body.get("max_output_tokens"), "max_output_tokens"),
         temperature=number(body.get("temperature"), "temperature"),
         top_p=number(body.get("top_p"), "top_p"),
@@ -135,43 +133,6 @@ def _parts(content: Any, where: str) -> tuple[Part, ...]:
             case kind:
                 raise malformed(f"{at}.type", f"{kind!r} is not known")
     return tuple(parts)
-
-
-def _tool(tool: Any, where: str) -> Tool:
-    if obj(tool, where).get("type") != "function":
-        raise Unsupported(f"{where}.type", "only function tools can be carried over")
-    return Tool(
-        text(tool.get("name"), f"{where}.name"),
-        text(tool.get("description") or "", f"{where}.description"),
-        obj(tool.get("parameters") or {"type": "object", "properties": {}}, f"{where}.parameters"),
-        tool.get("strict") is True,
-    )
-
-
-def _choice(choice: Any) -> Choice:
-    if choice is None or choice == "auto":
-        return Choice()
-    if choice == "none":
-        return Choice("none")
-    if choice == "required":
-        return Choice("any")
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        return Choice("named", text(choice.get("name"), "tool_choice.name"))
-    raise Unsupported("tool_choice", "cannot be carried over; use auto, none, required or one function")
-
-
-def _form(form: Any) -> Form | None:
-    if form is None:
-        return None
-    kind = obj(form, "text.format").get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Form(None)
-    if kind != "json_schema":
-        raise malformed("text.format.type", f"{kind!r} is none of text, json_object, json_schema")
-    schema = obj(form.get("schema"), "text.format.schema")
-    return Form(schema, str(form.get("name") or "answer"), form.get("strict") is True)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
