@@ -58,6 +58,7 @@ _BODIES: Final[dict[str, dict[str, Any]]] = {
             "prompt": _TEXT,
             "intent": _TEXT,
             "model": _TEXT,
+            "quality": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
             "priority": {"enum": ["interactive", "batch"]},
         },
         "required": ["prompt"],
