@@ -61,6 +61,8 @@ _GPT_EFFORTS = ("none", "minimal", "low", "medium", "high")
 _CLAUDE = ("interactive", "batch")
 _GPT = ("interactive", "flex", "batch")
 MILLION: Final = 1_000_000
+HEAD: Final = "label-head"
+"""Not a language model: the head of the job's intent and prompt version (policies/labelhead.py), where one is in force."""
 
 
 def _claude(model_id: str, *, thinking: Thinking, forced: bool, min_cacheable: int = 512) -> Model:
@@ -142,5 +144,6 @@ CATALOG: Final[Mapping[str, Model]] = {
             bytes_per_token=3.5,
             min_cacheable_tokens=1,
         ),
+        Model(HEAD, "local", ("local",), MILLION, 256, json_schema=False, vision=False, min_cacheable_tokens=1),
     )
 }

@@ -118,6 +118,11 @@ class History:
         here = self.route[self.index].model
         return next((at for at in range(self.index + 1, len(self.route)) if self.route[at].model != here), None)
 
+    @property
+    def paid_model(self) -> int | None:
+        """The next candidate that is none of our own models; None = there is none."""
+        return next((at for at in range(self.index + 1, len(self.route)) if self.route[at].provider != "local"), None)
+
     def may_stay(self, wait_s: float, most_tries: int) -> bool:
         """Whether a cheap lane may be tried again after a wait: then it still has time enough to answer."""
         again_s = self.route[self.index].again_s

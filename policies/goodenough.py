@@ -87,7 +87,7 @@ class LocalCheck:
     Attributes:
         gate: Of this intent, prompt version and model file.
         prompt: The prompt version, and `model` the file's hash: kept with the answer for calibration.
-        draw: Uniformly random, 0 <= draw < 1: which of the kept answers are audited.
+        draw: Uniformly random, 0 <= draw < 1: which jobs of an open gate are audited.
     """
 
     gate: Gate = SHUT
@@ -236,14 +236,15 @@ def _judge_local(given: Given, history: History, label: str, local: LocalCheck) 
     if not _may_escalate(history):
         return Accept(label, f"p = {share:.2f} ({gate.describe()}), and no other model may be asked", label)
     record = {"logprobs": {name: round(value, 4) for name, value in logprobs.items()}, "label": label}
-    detail = {"local": record | {"prompt": local.prompt, "model": local.model, "weight": 1.0}}
+    detail = {"local": record | {"prompt": local.prompt, "model": local.model}}
     if gate.threshold is None:
         return _escalate(history, f"in shadow ({gate.describe()})", detail)
+    paid = history.paid_model
+    if paid is not None and local.draw < AUDIT_SHARE:
+        reason = f"{history.lane}: {label!r} (p = {share:.2f}) is audited -> {history.route[paid].model}"
+        return Escalate(paid, reason, detail)
     if share < gate.threshold:
-        return _escalate(history, f"unsure of {label!r} (p = {share:.2f}, kept from {gate.threshold:.2f})", detail)
-    if local.draw < AUDIT_SHARE:
-        detail["local"]["weight"] = 1 / AUDIT_SHARE
-        return _escalate(history, f"{label!r} is audited", detail)
+        return _escalate(history, f"unsure of {label!r} (p = {share:.2f}, kept from {gate.threshold:.2f})")
     return Accept(label, f"p = {share:.2f}: such answers are {gate.describe()}", label)
 
 

@@ -7,21 +7,23 @@ answer is kept for comparison, and the job goes on to the paid model.
 
 The gate of an (intent, prompt version, model file) opens at the largest share of answers whose precision is shown: of `SHARES`,
 the loosest threshold whose kept answers have a lower bound (Clopper-Pearson, 90 % for all shares together) that loses no more
-than the target allows. It is worked out anew from the latest records, so drift closes it again.
+than the target allows. It is worked out anew from the latest records, so drift closes it again. While it is open a sample of *all*
+its jobs goes on to the paid model, whether it was sure of them or not: records of the unsure ones alone would soon fill the window
+and say nothing of what is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 SHARES: Final = (1.0, 0.8, 0.6, 0.4, 0.2)
 """Shares of the answers that may be kept, loosest first. Few, since each look costs confidence."""
 SURE: Final = 0.9
 AUDIT_SHARE: Final = 0.05
-"""Of the answers that would be kept, so many go on to the paid model all the same."""
+"""Of an open gate's jobs, so many go on to the paid model whatever it says: they are its records."""
 USUAL_TARGET: Final = 0.99
 """What a gate has to show where the policy file names no quality."""
 RECORDS: Final = 400
@@ -35,12 +37,10 @@ class Record:
     Attributes:
         logprobs: Of each label, after the prompt, not normalised.
         paid: The label that the paid model gave.
-        weight: How many jobs it stands for: audits are a sample.
     """
 
     logprobs: Mapping[str, float]
     paid: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +97,37 @@ def calibrated(logprobs: Mapping[str, float], means: Mapping[str, float]) -> tup
     return best, 1 / total
 
 
-def work_out(records: Sequence[Record], *, target: float) -> Gate:
+def work_out(records: Sequence[Record], *, target: float, has_prior: bool = True) -> Gate:
     """The gate that these records allow.
 
     Args:
         records: The latest ones, in any order.
         target: Share of the paid model's quality to keep over all the intent's jobs: an answer kept wrongly costs one.
+        has_prior: Whether some labels are likelier for this model whatever the text says, and that is to be taken off. Not for a
+            model fitted on the labels: there it is right to think a common label likelier.
     """
-    if not records:
+    means = _means(records) if has_prior else {}
+    read = [(calibrated(record.logprobs, means), record.paid) for record in records]
+    return replace(_open_at([(share, label == paid) for (label, share), paid in read], target=target), means=means)
+
+
+def _open_at(read: Sequence[tuple[float, bool]], *, target: float) -> Gate:
+    """The gate of answers with these scores, of which these were right."""
+    if not read:
         return SHUT
-    means = _means(records)
-    read = [(*calibrated(record.logprobs, means), record) for record in records]
-    read.sort(key=lambda each: each[1], reverse=True)
-    total = sum(record.weight for record in records)
-    right_of_all = sum(label == record.paid for label, _, record in read)
+    ordered = sorted(read, key=lambda each: each[0], reverse=True)
     for share in SHARES:
-        kept, held = 0, 0.0
-        while kept < len(read) and held + read[kept][2].weight <= share * total + 1e-9:
-            held += read[kept][2].weight
-            kept += 1
+        kept = int(share * len(ordered) + 1e-9)
         if not kept:
             continue
-        right = sum(label == record.paid for label, _, record in read[:kept])
+        while kept < len(ordered) and ordered[kept][0] == ordered[kept - 1][0]:  # the threshold would keep these too
+            kept += 1
+        right = sum(is_right for _, is_right in ordered[:kept])
         lower = clopper_pearson_lower(right, kept, 1 - (1 - SURE) / len(SHARES))
-        if lower >= 1 - (1 - target) / share:
-            return Gate(means, read[kept - 1][1], len(records), right / kept, lower, held / total)
-    lower = clopper_pearson_lower(right_of_all, len(read), SURE)
-    return Gate(means, None, len(records), right_of_all / len(read), lower)
+        if lower >= 1 - (1 - target) * len(ordered) / kept:
+            return Gate({}, ordered[kept - 1][0], len(read), right / kept, lower, kept / len(read))
+    right = sum(is_right for _, is_right in ordered)
+    return Gate({}, None, len(read), right / len(read), clopper_pearson_lower(right, len(read), SURE))
 
 
 def clopper_pearson_lower(right: int, of: int, sure: float) -> float:
@@ -155,9 +159,9 @@ def _at_least(right: int, of: int, p: float) -> float:
 
 def _means(records: Sequence[Record]) -> dict[str, float]:
     sums: dict[str, float] = {}
-    weights: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for record in records:
         for label, value in record.logprobs.items():
-            sums[label] = sums.get(label, 0.0) + record.weight * value
-            weights[label] = weights.get(label, 0.0) + record.weight
-    return {label: total / weights[label] for label, total in sums.items()}
+            sums[label] = sums.get(label, 0.0) + value
+            counts[label] = counts.get(label, 0) + 1
+    return {label: total / counts[label] for label, total in sums.items()}

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from policies.batching import ONE_MODEL
-from policies.catalog import Model
+from policies.catalog import HEAD, Model
 from policies.cliffs import before_cliff, cliff
 from policies.detour import may_wait, next_open
 from policies.health import Outage
@@ -64,6 +64,7 @@ class Snapshot:
         providers: Those that are drained by hand or refuse our account.
         lanes: Those that are not simply to be taken, by name.
         times: How long lanes took of late, by name; `provider/*/service` is all models together.
+        heads: Intents of which a label head is shown to be right often enough.
     """
 
     off: Mapping[str, str]
@@ -71,6 +72,7 @@ class Snapshot:
     providers: Mapping[str, Outage] = field(default_factory=dict)
     lanes: Mapping[str, Outage] = field(default_factory=dict)
     times: Mapping[str, Latency] = field(default_factory=dict)
+    heads: frozenset[str] = frozenset()
 
     def outage(self, candidate: Candidate) -> Outage | None:
         """What stands against a lane now; None = nothing."""
@@ -190,6 +192,11 @@ def _obstacle(request: Request, model: Model, plan: Plan | None, snapshot: Snaps
         return "the job must stay on local models"
     if model.provider in snapshot.off:
         return snapshot.off[model.provider]
+    if model.id == HEAD:
+        if "labels" not in request.needs:
+            return "only gives labels"
+        if request.intent not in snapshot.heads:
+            return "none is shown to be right yet"
     if "json_schema" in request.needs and not model.json_schema:
         return "cannot hold its answer to a schema"
     for need in request.needs:

@@ -38,10 +38,10 @@ def database_url(services: embedded.Services, ledger_template: str) -> str:
 
 @pytest.fixture
 def redis_url(services: embedded.Services) -> str:
-    """An empty Redis database of the test's own (0 to 8, in turn; `redis_database` has the others)."""
+    """An empty Redis database of the test's own (0 to 7, in turn; `redis_database` has the others)."""
     import redis
 
-    url = str(services.redis_url).rsplit("/", 1)[0] + f"/{next(_numbers) % 9}"
+    url = str(services.redis_url).rsplit("/", 1)[0] + f"/{next(_numbers) % 8}"
     with redis.Redis.from_url(url) as connection:
         connection.flushdb()
     return url

@@ -31,7 +31,7 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-REDIS_DATABASES = ("acceptance", "batchlane", "gateway", "learning", "verbs", "canary", "cascade")
+REDIS_DATABASES = ("acceptance", "batchlane", "gateway", "learning", "verbs", "canary", "cascade", "heads")
 """Who has a Redis database of its own, from 15 downwards: fleets that live side by side in one session must not hear each
 other's doorbells, nor may one be flushed under the other. The databases below are for single tests (`redis_url`)."""
 

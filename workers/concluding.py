@@ -130,9 +130,9 @@ def _given(attempt: Attempt) -> Given:
 def _local_check(runtime: Runtime, attempt: Attempt) -> LocalCheck | None:
     if not attempt.is_gated:
         return None
-    provider = runtime.providers["local"]
+    assert attempt.answer is not None
     # A server behind a URL does not tell which file it has loaded: its model's name stands in.
-    return runtime.gates.check(attempt.intent, attempt.job, getattr(provider, "sha256", attempt.candidate.model))
+    return runtime.gates.check(attempt.intent, attempt.job, attempt.answer.model_hash or attempt.candidate.model)
 
 
 def _fields(history: History) -> dict[str, Any]:

@@ -309,8 +309,9 @@ class Dispatcher:
         lanes = self._lanes_now()
         providers = {name: out for name in PROVIDERS if (out := runtime.health.provider_outage(name)) is not None}
         snapshot = Snapshot(
-            off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes, times=self._times.by_lane
-        )
+            off=runtime.off, now=datetime.now(UTC), providers=providers, lanes=lanes, times=self._times.by_lane,
+            heads=runtime.gates.open_heads,
+        )  # fmt: skip
         routed: dict[str, Route] = {}
         details: dict[str, dict[str, Any]] = {}
         guesses = await self._tagger.guess(rows)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from policies.catalog import HEAD
 from policies.dialects.carry import said
 from policies.fallback import decide
 from waybill.bells import hear, ring_quickly
@@ -33,8 +34,10 @@ from workers.cascades import bring_cascades
 from workers.concluding import conclude, interrupted, price
 from workers.crashpoint import crash_point
 from workers.detour import hold_back, learn, let_through
+from workers.heads import ask_head
 from workers.preparing import prepare
 from workers.providers.base import Answer, Call, Frames, Limits
+from workers.providers.failures import failure
 from workers.redaction import hide
 from workers.runtime import Lease, Runtime
 from workers.settling import settlement_of
@@ -171,13 +174,16 @@ def heed_block(runtime: Runtime, attempt: Attempt) -> None:
         return
     wait_s = runtime.lane(attempt.lane).blocked_until - time.monotonic()
     if wait_s > 0:
-        failure = Throttled(f"the lane is blocked for {wait_s:.1f} s more", code="lane_blocked", retry_after_s=wait_s)
-        attempt.decision = decide(failure, attempt.history, jitter=random.random())
+        blocked = Throttled(f"the lane is blocked for {wait_s:.1f} s more", code="lane_blocked", retry_after_s=wait_s)
+        attempt.decision = decide(blocked, attempt.history, jitter=random.random())
 
 
 async def call(runtime: Runtime, attempt: Attempt) -> None:
     """Make the call. Everything a provider can do wrong ends here as a classified failure."""
     if attempt.decision is not None or attempt.call is None:
+        return
+    if attempt.candidate.model == HEAD:
+        _call_head(runtime, attempt)
         return
     provider = runtime.provider(attempt.candidate.provider, attempt.account)
     attempt.called, attempt.called_at = True, time.monotonic()
@@ -197,6 +203,15 @@ async def call(runtime: Runtime, attempt: Attempt) -> None:
     except UnicodeEncodeError as exc:  # a lone surrogate that came in through a tool or template; no wire can carry it
         attempt.failure = Rejected(f"the request is not valid Unicode: {exc.reason}", code="bad_request")
     crash_point("after_call")
+
+
+def _call_head(runtime: Runtime, attempt: Attempt) -> None:
+    """Ask our own head, which is no provider: it has no queue, no lane that could be out, and answers at once."""
+    attempt.answer = ask_head(runtime, attempt)
+    attempt.called = attempt.answer is not None
+    attempt.called_at = time.monotonic()
+    if attempt.answer is None:
+        attempt.failure = failure("no_head", "no head is fitted for the job's instructions and labels")
 
 
 def _texts(job: Job) -> list[str]:

@@ -1,4 +1,4 @@
-"""The local lane's gates in a worker: worked out anew from the ledger's audits, and what they are asked with."""
+"""The local lane's gates in a process: worked out anew from the ledger's audits, and what they are asked with."""
 
 from __future__ import annotations
 
@@ -20,21 +20,33 @@ from workers.telemetry import emit
 if TYPE_CHECKING:
     from waybill.contract import Job
     from waybill.ledger.engine import Ledger
+    from workers.heads import Heads
 
 log = logging.getLogger("waybill.gates")
 
-LOOK_EVERY_S: Final = 20.0
+LOOK_EVERY_S: Final = 10.0
 
 Key = tuple[str, str, str]
-"""Intent, prompt version, hash of the model file."""
+"""Intent, prompt version, hash of the model file or version of the head."""
 
 
 class Gates:
     """What the records allow now."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, heads: Heads) -> None:
         self._policy = policy
+        self._heads = heads
         self._gates: dict[Key, Gate] = {}
+
+    @property
+    def open_heads(self) -> frozenset[str]:
+        """Intents of which a head may answer at all."""
+        standing = self._heads.standing.items()
+        return frozenset(
+            intent
+            for (intent, prompt), each in standing
+            if self._gates.get((intent, prompt, each.version), SHUT).is_open
+        )
 
     def declare(self, policy: Policy) -> None:
         """Another policy file is in force: its targets hold from the next look on."""
@@ -46,7 +58,7 @@ class Gates:
         Args:
             intent: As routed.
             job: The request.
-            model: Hash of the model file.
+            model: Hash of the model file, or version of the head.
         """
         prompt = prompt_version(job)
         return LocalCheck(self._gates.get((intent, prompt, model), SHUT), prompt, model, random.random())
@@ -55,6 +67,7 @@ class Gates:
         """Until cancelled."""
         while True:
             try:
+                await self._heads.look(ledger)
                 self.update(await ledger.fetch(grades.AUDITS, {"most": RECORDS, "since_s": grades.SINCE_S}))
             except LedgerUnavailable as exc:
                 emit("service.away", service="ledger", error=str(exc))
@@ -63,13 +76,19 @@ class Gates:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def update(self, rows: Sequence[Mapping[Any, Any]]) -> None:
-        """Work the gates out from rows of grades.AUDITS."""
+        """Work the gates out from rows of grades.AUDITS, and those of heads also from what they were fitted on."""
         found: dict[Key, list[Record]] = {}
         for row in rows:
             detail = row["detail"]
-            record = Record(detail["logprobs"], detail["paid"], detail["weight"])
+            record = Record(detail["logprobs"], detail["paid"])
             found.setdefault((row["intent"], detail["prompt"], detail["model"]), []).append(record)
-        gates = {key: work_out(records, target=self._target(key[0])) for key, records in found.items()}
+        heads = {(*key, each.version): each.head for key, each in self._heads.standing.items()}
+        for key, head in heads.items():
+            found[key] = [*found.get(key, ()), *head.records()]
+        gates = {
+            key: work_out(records, target=self._target(key[0]), has_prior=key not in heads)
+            for key, records in found.items()
+        }
         for key in gates.keys() | self._gates.keys():
             gate = gates.get(key, SHUT)
             if gate.is_open != self._gates.get(key, SHUT).is_open:

@@ -1,4 +1,4 @@
-"""What the dispatcher learns while it runs: plans from graded outcomes, and the intent of untagged prompts."""
+"""What the dispatcher learns while it runs: plans from graded outcomes, label heads, and the intent of untagged prompts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from policies.quality import Choice, Standing, by_name, choose, learn, standing
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
 from waybill.ledger.engine import Ledger
+from workers.heads import HeadFitter
 from workers.telemetry import emit
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Learned:
         self._known: Mapping[tuple[str, str], Standing] = {}
         self._own: dict[tuple[str, float], tuple[Policy, Choice]] = {}
         """Plans for targets that jobs stated, since the last look."""
+        self._fitter = HeadFitter()
 
     def declare(self, policy: Policy) -> None:
         """Take a changed policy file; what was learned is learned anew at the next look."""
@@ -57,6 +59,7 @@ class Learned:
             try:
                 await self.audit(ledger, since_s=since_s)
                 await self.look(ledger)
+                await self._fitter.look(ledger, self._declared)
                 since_s = 20 * LEARN_EVERY_S
             except LedgerUnavailable as exc:
                 emit("service.away", service="ledger", error=str(exc))

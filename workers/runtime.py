@@ -26,6 +26,7 @@ from waybill.redislink import connect_async
 from waybill.settings import Settings
 from workers.cascades import Cascades
 from workers.gates import Gates
+from workers.heads import Heads
 from workers.health import Health
 from workers.limiter import TIMEOUT_S, Limiter, account_name
 from workers.policywatch import PolicyWatch
@@ -136,6 +137,7 @@ class Runtime:
     on_policy: list[Callable[[Policy], None]] = field(default_factory=list)
     """Called when another policy is in force."""
     gates: Gates = field(init=False)
+    heads: Heads = field(default_factory=Heads)
     cascades: Cascades = field(default_factory=Cascades)
     prefixes: Prefixes = field(init=False)
     background: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
@@ -164,7 +166,7 @@ class Runtime:
     async def open(self) -> None:
         """Connect and start the providers. Called in the loop before the first message."""
         self.prices = PriceBook(self.policy)
-        self.gates = Gates(self.policy)
+        self.gates = Gates(self.policy, self.heads)
         self.draining = asyncio.Event()
         self.ledger = Ledger(self.settings.require_database_url(), pool_size=4)
         self.lifeline = Ledger(self.settings.require_database_url(), pool_size=1, max_overflow=0)
@@ -205,7 +207,9 @@ class Runtime:
         self._tasks = [asyncio.create_task(work()) for work in self.background]
         watch = PolicyWatch(policy_path(self.settings), self.policy)
         self._tasks.append(asyncio.create_task(watch.keep_looking(self.take_policy)))
-        if "local" in self.providers:
+        if (
+            "local" in self.providers or not self.provider_names
+        ):  # the dispatcher sends no job to a head that may not answer
             self._tasks.append(asyncio.create_task(self.gates.keep_looking(self.ledger)))
         if is_wanted():
             self._spans = await asyncio.to_thread(SpanSender.to_collector, self.owner)

@@ -79,6 +79,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "cascade.idle": Event(("intent", "reason")),
     "cascade.drifted": Event(("intent", "reason")),
     "checks.begun": Event(("use", "jobs"), count="jobs", by=("use",)),
+    "head.fitted": Event(("intent", "fingerprint", "version", "labels", "seconds_s")),
     "gate.changed": Event(("intent", "fingerprint", "state", "reason"), by=("state",)),
     "config.reloaded": Event(("what", "version")),
     "config.refused": Event(("what", "error")),

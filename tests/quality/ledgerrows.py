@@ -45,6 +45,7 @@ class LedgerRows:
         detail: dict[str, Any] | None = None,
         flagship_usd: str | None = None,
         cascade: int | None = None,
+        tenant: str = "default",
         **fields: Any,
     ) -> str:
         """A finished job whose attempts were (model, state, USD) in order; the last one answered if it succeeded.
@@ -64,9 +65,10 @@ class LedgerRows:
         ]
         self.all("set session_replication_role = replica")  # the trigger lets jobs begin as `queued` only
         self.all(
-            "insert into jobs (id, tenant, intent, state, priority, request_hash, payload_bytes, route, attempt,"
-            " finished_at) values (%s, 'default', %s, %s, 'lo', '', %s, %s, %s, now())",
-            job_id, intent, state, len(prompt), json.dumps(route), len(attempts),
+            "insert into jobs (id, tenant, intent, state, priority, request_hash, payload_bytes, route, attempt, needs,"
+            " finished_at) values (%s, %s, %s, %s, 'lo', '', %s, %s, %s, %s, now())",
+            job_id, tenant, intent, state, len(prompt), json.dumps(route), len(attempts),
+            ["labels"] if fields.get("labels") else [],
         )  # fmt: skip
         self.all("set session_replication_role = origin")
         payload = {"intent": intent, "prompt": prompt, **fields}

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.fallback import Escalate, History
+from policies.goodenough import Asked, Given, LocalCheck, judge
 from policies.localgate import SHUT, Record, calibrated, clopper_pearson_lower, work_out
+from waybill.contract import Candidate
+
+ROUTE = [Candidate("local", "small", "local", "why"), Candidate("anthropic", "large", "interactive", "why")]
 
 
 def records(count: int, *, right: float, bias: float = 0.0, seed: int = 1, knows: bool = True) -> list[Record]:
@@ -73,6 +78,32 @@ def test_the_promise_holds_on_jobs_not_seen() -> None:
         broken += lost > 0.01
     assert opened >= 30
     assert broken <= opened * 0.1
+
+
+def test_answers_that_are_equally_sure_are_kept_or_sent_on_together() -> None:
+    certain = [Record({"a": 0.0, "b": -1e4}, "a" if number < 300 else "b") for number in range(400)]
+
+    assert not work_out(certain, target=0.9, has_prior=False).is_open
+    gate = work_out([each for each in certain if each.paid == "a"], target=0.9, has_prior=False)
+    assert (gate.kept, gate.threshold) == (1.0, 1.0)
+
+
+def test_a_gate_that_opened_stays_open_while_nothing_drifts() -> None:
+    """The records of an open gate are those that the checks keep of its jobs (judge), the latest 400 of them."""
+    shadow = records(400, right=0.97)
+    window, gate, draws = list(shadow), work_out(shadow, target=0.95), random.Random(3)
+    for seed in range(20):
+        for fresh in records(400, right=0.97, seed=100 + seed):
+            label, _ = gate.read(fresh.logprobs)
+            decision = judge(
+                Asked(labels=("a", "b")), Given(label, "complete", is_local=True, label_logprobs=fresh.logprobs),
+                History(route=ROUTE, index=0, used=1, max_attempts=5), LocalCheck(gate, draw=draws.random()),
+            )  # fmt: skip
+            if isinstance(decision, Escalate) and decision.detail is not None:
+                window = [*window[1:], fresh]
+        gate = work_out(window, target=0.95)
+        assert gate.is_open, f"closed after {400 * (seed + 1)} jobs: {gate.describe()}"
+    assert sum(each in shadow for each in window) < 100
 
 
 @settings(deadline=None)  # importing scipy counts against the first example

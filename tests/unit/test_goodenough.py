@@ -121,15 +121,29 @@ def test_an_open_gate_keeps_the_calibrated_label() -> None:
     assert "right 99.0%" in decision.reason
 
 
-def test_an_open_gate_sends_on_what_is_unsure_and_some_of_what_is_sure() -> None:
+def test_an_open_gate_sends_on_what_it_is_unsure_of() -> None:
     unsure = judge(Asked(labels=LABELS), local(-1.0, -3.1), history(), OPEN)
-    audited = judge(Asked(labels=LABELS), local(-1.0, -1.2), history(), replace(OPEN, draw=0.01))
 
     assert isinstance(unsure, Escalate)
     assert "unsure of 'billing'" in unsure.reason
-    assert isinstance(audited, Escalate)
-    assert audited.detail is not None
-    assert audited.detail["local"]["weight"] == pytest.approx(20)
+    assert unsure.detail is None  # records are a sample of all jobs, not those it is unsure of
+
+
+@pytest.mark.parametrize("shipping", [-1.2, -3.1], ids=["sure", "unsure"])
+def test_an_audited_job_goes_past_every_local_model(shipping: float) -> None:
+    route = [
+        Candidate(provider, f"m{at}", "local", "why") for at, provider in enumerate(("local", "local", "anthropic"))
+    ]
+    drawn = replace(OPEN, draw=0.01)
+
+    decision = judge(Asked(labels=LABELS), local(-1.0, shipping), replace(history(), route=route), drawn)
+    only_local = judge(Asked(labels=LABELS), local(-1.0, -1.2), replace(history(), route=route[:2]), drawn)
+
+    assert isinstance(decision, Escalate)
+    assert decision.index == 2
+    assert decision.detail is not None
+    assert decision.detail["local"]["logprobs"] == {"billing": -1.0, "shipping": shipping}
+    assert isinstance(only_local, Accept)
 
 
 def test_a_local_label_stands_when_nobody_else_may_be_asked() -> None:

@@ -23,11 +23,11 @@ def test_the_shipped_policy_routes_as_documented() -> None:
         "extraction": "claude-haiku-5-5",
         "summarization": "claude-sonnet-5-5",
         "reasoning": "claude-opus-5-5",
-        "classification": "smollm2-135m-instruct",
+        "classification": "label-head",
         "openai-only": "gpt-5.5",
         "auto": "claude-opus-5-5",
     }
-    assert policy.plans["classification"].chain[1] == "claude-haiku-5-5"
+    assert policy.plans["classification"].chain[1:3] == ("smollm2-135m-instruct", "claude-haiku-5-5")
     assert policy.flagship == "claude-opus-5-5"
 
 

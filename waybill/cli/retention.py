@@ -66,7 +66,7 @@ def erase(tenant: str, yes: bool) -> None:
     Accounting stays: jobs, attempts and what they cost, without text, keys of its own and names of runs. Backups that were
     made before still have the text until they are deleted.
     """
-    from waybill.ledger import cascades, queries
+    from waybill.ledger import cascades, heads, queries
     from waybill.ledger import retention as sql
 
     async def work(desk: Desk) -> None:
@@ -86,6 +86,10 @@ def erase(tenant: str, yes: bool) -> None:
         if forgotten:
             click.echo(
                 f"{tenant}: {len(forgotten)} learned cascade(s) are deleted; fit them again with `waybill policy fit`"
+            )
+        if headless := await desk.ask(heads.FORGET, {"tenant": tenant}):
+            click.echo(
+                f"{tenant}: {len(headless)} label head(s) are deleted; others' labels make new ones by themselves"
             )
         click.echo(f"{tenant}: the text of {jobs} job(s) and {files} file(s) is deleted")
         left = (await desk.ask(sql.STILL_OPEN, {"tenant": tenant}))[0]["jobs"]

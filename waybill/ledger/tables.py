@@ -382,6 +382,24 @@ class CascadeRow(Base):
     """What audits found when they took it out of force; the flagship answers in its place until it is ended."""
 
 
+class HeadRow(Base):
+    """A label head: what answers an intent's labels without a language model. One in force per prompt. See policies/labelhead.py."""
+
+    __tablename__ = "heads"
+
+    intent: Mapped[str] = mapped_column(Text, primary_key=True)
+    prompt: Mapped[str] = mapped_column(Text, primary_key=True)
+    """The prompt version: system text, labels and the producer's own version (workers/gates.py)."""
+    version: Mapped[str] = mapped_column(Text)
+    """Hash of `model`: what its gate's records belong to."""
+    labels: Mapped[int]
+    """Answers of paid models it was fitted on."""
+    tenants: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    """Whose jobs those were: it is deleted with their text."""
+    model: Mapped[bytes] = mapped_column(LargeBinary)
+    made_at: Mapped[datetime] = mapped_column(_When, server_default=text("now()"))
+
+
 class Hold(Base):
     """What a person has stopped: a drained provider or a paused intent. A paused run says so in `runs.state`."""
 

@@ -113,6 +113,7 @@ class Answer:
         confidence: Local models: log-probability of the answer (sum over tokens) or of the label; else None.
         label_logprobs: Local models: log-probability of each label after the prompt, not normalized: what a running
             calibration of the labels' prior needs. Empty elsewhere.
+        model_hash: Local models: what exactly answered (hash of the file, version of the head); a gate belongs to it.
         wire: The whole answer in the client's dialect, where the call came with one.
         tail: Its terminal frames, where it was streamed: for the client once the answer is stored.
     """
@@ -127,6 +128,7 @@ class Answer:
     first_token_s: float | None = None
     confidence: float | None = None
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    model_hash: str | None = None
     wire: Mapping[str, Any] | None = None
     tail: bytes = b""
 

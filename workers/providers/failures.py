@@ -58,6 +58,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "permission": Failure(Rejected),
     "not_found": Failure(Rejected),
     "bad_request": Failure(Rejected),
+    "no_head": Failure(Rejected),
     "content_policy": Failure(Rejected),
     "too_large": Failure(Rejected),
     "context_length": Failure(Rejected),

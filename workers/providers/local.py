@@ -137,4 +137,5 @@ class LocalProvider:
             first_token_s=first_token_s,
             confidence=said.logprob,
             label_logprobs=said.label_logprobs,
+            model_hash=self.sha256,
         )
