@@ -7,7 +7,7 @@ docs/decisions/0130-asked-once.md has the measurement.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ class Reuse:
 def outcome_key(policy: Policy, intent: str, model: str | None) -> str:
     """What the policy makes of an intent and a pin: models in order, effort, limits. Part of every answer's key.
 
-    Whatever the plan says counts, so a changed plan never gives an answer that was made under the old one.
+    Whatever the plan says counts, so a changed plan never gives an answer that was made under the old one; but for its reason:
+    the figures in it move with every grade.
     """
-    # Without a plan of its own the intent is guessed, so any plan may be followed.
-    plan = policy.plans.get(intent, sorted(policy.plans.items()))
-    return _digest(repr((RENDERING, policy.version, intent, model, plan)))
+    from policies.policyfile import AUTO  # which reads `Reuse` from here
+
+    # An intent that nobody named is guessed, so any plan may be followed.
+    plans = sorted(policy.plans.items()) if intent == AUTO else [(intent, policy.plans.get(intent))]
+    followed = [(name, None if plan is None else replace(plan, reason="")) for name, plan in plans]
+    return _digest(repr((RENDERING, policy.version, intent, model, followed)))
 
 
 def answer_key(question: str, outcome: str) -> str:

@@ -123,6 +123,21 @@ def test_whatever_the_policy_makes_of_the_intent_is_part_of_the_key() -> None:
     assert all(answer_key("q", outcome_key(policy, "extraction", None)) != base for policy in others)
 
 
+def test_figures_in_a_plans_reason_do_not_make_answers_old() -> None:
+    plan = replace(POLICY.plans["extraction"], reason="keeps 0.993 of claude-opus-5-5 (312 labels)")
+    moved = replace(POLICY, plans={**POLICY.plans, "extraction": plan})
+
+    assert outcome_key(moved, "extraction", None) == outcome_key(POLICY, "extraction", None)
+
+
+def test_an_untagged_job_may_follow_any_plan_so_any_change_makes_its_answers_old() -> None:
+    plan = replace(POLICY.plans["extraction"], chain=POLICY.plans["extraction"].chain[1:])
+    changed = replace(POLICY, plans={**POLICY.plans, "extraction": plan})
+
+    assert outcome_key(changed, "auto", None) != outcome_key(POLICY, "auto", None)
+    assert outcome_key(changed, "summarization", None) == outcome_key(POLICY, "summarization", None)
+
+
 @given(st.sampled_from(["hi", "lo"]), st.none() | st.floats(-10, 1e6), st.booleans())
 def test_nobody_waits_longer_than_the_bound_or_than_half_of_what_is_left(
     priority: str, slack_s: float | None, stream: bool
