@@ -10,7 +10,7 @@ import numpy as np
 
 from policies.evaluate.outcomes import Floats
 
-# The promise (issue 4): over random halves the mean quality meets the target, and at most one half in twenty lies more than a
+# The promise: over random halves the mean quality meets the target, and at most one half in twenty lies more than a
 # point under it. The margin itself is never typed in: these fix how many standard errors of the labels at hand it takes.
 SURE_OF_TARGET = 0.75
 SLACK = 0.01

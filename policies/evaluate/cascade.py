@@ -4,7 +4,7 @@ A state is the set of models paid for. Backwards from the fullest state, the val
 there: stopping is worth the answer's expected score minus the flagship's, escalating is worth 0, buying is worth what the best
 play afterwards is worth; every move is charged its expected cost times a price of money, and its expected squared difference to
 the flagship times a price of doubt, because doubt widens the margin. One price of money governs the whole policy; it is the
-largest saving whose quality, measured out of fold, keeps its lower bound above the target (issue 4).
+largest saving whose quality, measured out of fold, keeps its lower bound above the target.
 """
 
 from __future__ import annotations
