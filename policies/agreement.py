@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from policies.evaluate.answers import normalise
+from policies.evaluate.answers import NOTHING, normalise
+from policies.grounding import whole_dates
 
 
 def agreement(first: object, second: object) -> float | None:
@@ -25,6 +26,27 @@ def agreement(first: object, second: object) -> float | None:
         return 1.0
     is_text = any((form or "t:").startswith("t:") for form in (one_form, other_form))
     return None if is_text and isinstance(first, str) and isinstance(second, str) else 0.0
+
+
+def value_forms(record: Mapping[str, object]) -> dict[str, str]:
+    """The normal form of each value of a flat record; of one that says nothing (null, "n/a") there is none, as of one left out.
+
+    A date is the same however it is written, as long as one cannot be read in two ways and the other in one.
+    """
+    forms = {name: _form(value) for name, value in record.items()}
+    return {name: form for name, form in forms.items() if form != NOTHING}
+
+
+def same_values(first: Mapping[str, str], second: Mapping[str, str], fields: int) -> float:
+    """The share of the record's fields that are the same, by the normal forms (or what stands for them) of both."""
+    names = first.keys() | second.keys()
+    return 1 - sum(first.get(name) != second.get(name) for name in names) / max(fields, len(names), 1)
+
+
+def _form(value: object) -> str:
+    if isinstance(value, str) and (dates := whole_dates(value)):
+        return "d:" + ",".join(f"{year:04}-{month:02}-{day:02}" for year, month, day in sorted(dates))
+    return NOTHING if value is None else normalise(str(value)) or NOTHING
 
 
 def _leaves(data: object, place: str) -> Iterator[tuple[str, str | None]]:

@@ -3,7 +3,7 @@
 - Every answer: whole, not refused (by stop reason or in words), not empty.
 - Schema: parses and fits. Where the plan says `grounded` (extraction): every value stands in the source (grounding.py), and no
   field is filled with a placeholder.
-- Labels: one of them; a local model's only through its gate (localgate.py).
+- Labels: one of them. A local model's labels and copied values (copying.py) stand only through their gate (localgate.py).
 - Where the plan says `compare`: the first answer that two models give alike, else the last model's.
 
 A *hard* problem makes an answer useless: it never becomes a result. A *soft* one (not in the source, a placeholder) is a reason to
@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jsonschema import Draft202012Validator, validators
@@ -25,6 +25,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from policies import patterns
+from policies.agreement import value_forms
 from policies.evaluate.answers import normalise
 from policies.fallback import FITS, Accept, Decision, Escalate, GiveUp, History
 from policies.grounding import Source, placeholder, ungrounded
@@ -69,6 +70,7 @@ class Given:
         confidence: Log-probability of a local answer, None where there is none.
         is_local: Whether a local model gave it.
         label_logprobs: Of each label, from a local model.
+        value_logprobs: Of each value that a local model copied from the source.
         earlier: What earlier answers to this job came to (`fingerprint`), for comparison.
     """
 
@@ -77,12 +79,13 @@ class Given:
     confidence: float | None = None
     is_local: bool = False
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    value_logprobs: Mapping[str, float] = field(default_factory=dict)
     earlier: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCheck:
-    """What decides about a local label.
+    """What decides about a local label, or about copied values.
 
     Attributes:
         gate: Of this intent, prompt version and model file.
@@ -186,7 +189,9 @@ def fingerprint(text: str) -> str:
 
 def _judge_whole(asked: Asked, given: Given, history: History, data: object, local: LocalCheck | None) -> Decision:
     if given.is_local and asked.labels:
-        return _judge_local(given, history, str(data), local or LocalCheck())
+        return _judge_label(given, history, str(data), local or LocalCheck())
+    if given.is_local and given.value_logprobs and isinstance(data, dict):
+        return _judge_copied(given, history, data, local or LocalCheck())
     problem = _soft_problem(asked, data)
     if problem is not None:
         if _may_escalate(history):
@@ -229,23 +234,47 @@ def _compare(given: Given, history: History, data: object) -> Decision:
     return Accept(data, "the models differ: the last of the chain decides" if given.earlier else FITS)
 
 
-def _judge_local(given: Given, history: History, label: str, local: LocalCheck) -> Decision:
-    gate = local.gate
+def _judge_label(given: Given, history: History, label: str, local: LocalCheck) -> Decision:
     logprobs = given.label_logprobs or {label: 0.0}
-    label, share = gate.read(logprobs)
-    if not _may_escalate(history):
-        return Accept(label, f"p = {share:.2f} ({gate.describe()}), and no other model may be asked", label)
+    label, share = local.gate.read(logprobs)
     record = {"logprobs": {name: round(value, 4) for name, value in logprobs.items()}, "label": label}
-    detail = {"local": record | {"prompt": local.prompt, "model": local.model}}
+    return _by_gate(
+        history, local, share, f"{label!r} (p = {share:.2f}", record, Accept(label, f"p = {share:.2f}", label)
+    )
+
+
+def _judge_copied(given: Given, history: History, data: Mapping[str, Any], local: LocalCheck) -> Decision:
+    """Copied values stand in the source whatever they are; only their probability says whether they are the right ones."""
+    score = sum(given.value_logprobs.values())
+    values = {name: fingerprint(form) for name, form in value_forms(data).items()}
+    record = {"score": round(score, 4), "values": values, "fields": len(given.value_logprobs)}
+    said = f"the sum of log-probabilities is {score:.2f}"
+    return _by_gate(history, local, round(score, 4), f"its values ({said}", record, Accept(data, said))
+
+
+def _by_gate(
+    history: History, local: LocalCheck, sure: float, what: str, record: Mapping[str, Any], kept: Accept
+) -> Decision:
+    """Whether a local answer stands.
+
+    Args:
+        sure: What the gate's threshold is about.
+        what: The answer and how sure it is, in words, its bracket still open.
+        record: What is compared with the paid answer; no text may be in it but labels.
+        kept: The decision where it does, without the gate's reason.
+    """
+    gate = local.gate
+    if not _may_escalate(history):
+        return replace(kept, reason=f"{kept.reason} ({gate.describe()}), and no other model may be asked")
+    detail = {"local": {**record, "prompt": local.prompt, "model": local.model}}
     if gate.threshold is None:
         return _escalate(history, f"in shadow ({gate.describe()})", detail)
     paid = history.paid_model
     if paid is not None and local.draw < AUDIT_SHARE:
-        reason = f"{history.lane}: {label!r} (p = {share:.2f}) is audited -> {history.route[paid].model}"
-        return Escalate(paid, reason, detail)
-    if share < gate.threshold:
-        return _escalate(history, f"unsure of {label!r} (p = {share:.2f}, kept from {gate.threshold:.2f})")
-    return Accept(label, f"p = {share:.2f}: such answers are {gate.describe()}", label)
+        return Escalate(paid, f"{history.lane}: {what}) is audited -> {history.route[paid].model}", detail)
+    if sure < gate.threshold:
+        return _escalate(history, f"unsure of {what}, kept from {gate.threshold:.2f})")
+    return replace(kept, reason=f"{kept.reason}: such answers are {gate.describe()}")
 
 
 def _problem(asked: Asked, given: Given) -> tuple[str | None, object]:

@@ -67,7 +67,7 @@ class Source:
         words = _words(value)
         if f" {' '.join(words)} " in self._phrase or not words:
             return True
-        if dates := _dates(value):
+        if dates := dates_in(value):
             return bool(dates & self.dates)
         if (amount := _amount(value)) is not None:
             return bool(amount & self.numbers)
@@ -85,7 +85,7 @@ class Source:
     def dates(self) -> frozenset[tuple[int, int, int]]:
         """All dates in the text, in each order of day and month that is possible."""
         if self._dates is None:
-            self._dates = frozenset(_dates(self.text))
+            self._dates = frozenset(dates_in(self.text))
         return self._dates
 
 
@@ -162,7 +162,8 @@ def _readings(text: str) -> Iterator[Decimal]:
             continue
 
 
-def _dates(text: str) -> set[tuple[int, int, int]]:
+def dates_in(text: str) -> set[tuple[int, int, int]]:
+    """All dates of a text as year, month, day, in each order of day and month that is possible."""
     lowered = unicodedata.normalize("NFKC", text).casefold()
     found: set[tuple[int, int, int]] = set()
     for numeric in _DATE.findall(lowered):
@@ -171,6 +172,12 @@ def _dates(text: str) -> set[tuple[int, int, int]]:
         month = _MONTHS.index(name or name_first) + 1
         found.update(_checked(int(year or year_after), month, int(day or day_after)))
     return found
+
+
+def whole_dates(text: str) -> set[tuple[int, int, int]]:
+    """The same of a text that is nothing but a date; else none."""
+    lowered = unicodedata.normalize("NFKC", text).casefold().strip()
+    return dates_in(text) if _DATE.fullmatch(lowered) or _NAMED_DATE.fullmatch(lowered) else set()
 
 
 def _numeric_dates(text: str) -> Iterator[tuple[int, int, int]]:

@@ -44,12 +44,25 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """The same of an answer that is no label.
+
+    Attributes:
+        score: Log-probability of the whole answer: the sum over its tokens.
+        right: Whether the paid model said the same.
+    """
+
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """What is known of one (intent, prompt version, model file).
 
     Attributes:
         means: Mean log-probability of each label: the prior that calibration takes off.
-        threshold: Calibrated share of probability from which an answer is kept; None = closed.
+        threshold: Calibrated share of probability (of copied values: log-probability) from which an answer is kept; None = closed.
         records: Labels it was worked out from.
         precision, lower: Of the kept: share that agreed with the paid model, and its lower bound; of all while closed.
         kept: Share of the answers above the threshold.
@@ -109,6 +122,11 @@ def work_out(records: Sequence[Record], *, target: float, has_prior: bool = True
     means = _means(records) if has_prior else {}
     read = [(calibrated(record.logprobs, means), record.paid) for record in records]
     return replace(_open_at([(share, label == paid) for (label, share), paid in read], target=target), means=means)
+
+
+def work_out_scored(records: Sequence[Scored], *, target: float) -> Gate:
+    """The same for answers that are no labels. There is no prior to take off: each is compared with others to the same prompt."""
+    return _open_at([(record.score, record.right) for record in records], target=target)
 
 
 def _open_at(read: Sequence[tuple[float, bool]], *, target: float) -> Gate:

@@ -97,8 +97,9 @@ class Attempt:
 
     @property
     def is_gated(self) -> bool:
-        """Whether the answer is a local label: whether it counts is known only once its gate was asked."""
-        return self.candidate.provider == "local" and bool(self.job.labels)
+        """Whether the answer is a local label or copied: whether it counts is known only once its gate was asked."""
+        is_copied = self.call is not None and self.call.copied
+        return self.candidate.provider == "local" and (bool(self.job.labels) or is_copied)
 
     @property
     def usage_of_answer(self) -> Usage | None:

@@ -123,6 +123,7 @@ def _given(attempt: Attempt) -> Given:
         attempt.answer.confidence,
         is_local=attempt.candidate.provider == "local",
         label_logprobs=attempt.answer.label_logprobs,
+        value_logprobs=attempt.answer.value_logprobs,
         earlier=tuple(each["said"] for each in attempt.said),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from policies.goodenough import LocalCheck
-from policies.localgate import RECORDS, SHUT, USUAL_TARGET, Gate, Record, work_out
+from policies.localgate import RECORDS, SHUT, USUAL_TARGET, Gate, Record, Scored, work_out, work_out_scored
 from policies.policyfile import Policy
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
@@ -37,6 +37,11 @@ class Gates:
         self._policy = policy
         self._heads = heads
         self._gates: dict[Key, Gate] = {}
+
+    @property
+    def standing(self) -> Mapping[Key, Gate]:
+        """Those with any record."""
+        return self._gates
 
     @property
     def open_heads(self) -> frozenset[str]:
@@ -78,10 +83,14 @@ class Gates:
     def update(self, rows: Sequence[Mapping[Any, Any]]) -> None:
         """Work the gates out from rows of grades.AUDITS, and those of heads also from what they were fitted on."""
         found: dict[Key, list[Record]] = {}
+        copied: dict[Key, list[Scored]] = {}
         for row in rows:
             detail = row["detail"]
-            record = Record(detail["logprobs"], detail["paid"])
-            found.setdefault((row["intent"], detail["prompt"], detail["model"]), []).append(record)
+            key = (row["intent"], detail["prompt"], detail["model"])
+            if "score" in detail:
+                copied.setdefault(key, []).append(Scored(detail["score"], detail["right"]))
+            else:
+                found.setdefault(key, []).append(Record(detail["logprobs"], detail["paid"]))
         heads = {(*key, each.version): each.head for key, each in self._heads.standing.items()}
         for key, head in heads.items():
             found[key] = [*found.get(key, ()), *head.records()]
@@ -89,6 +98,7 @@ class Gates:
             key: work_out(records, target=self._target(key[0]), has_prior=key not in heads)
             for key, records in found.items()
         }
+        gates |= {key: work_out_scored(records, target=self._target(key[0])) for key, records in copied.items()}
         for key in gates.keys() | self._gates.keys():
             gate = gates.get(key, SHUT)
             if gate.is_open != self._gates.get(key, SHUT).is_open:
@@ -103,9 +113,11 @@ class Gates:
 
 
 def prompt_version(job: Job) -> str:
-    """What stays the same over the jobs of one template: instructions, labels, and the version that the producer names.
+    """What stays the same over the jobs of one template: instructions, labels or schema, and the version that the producer names.
 
     A calibration holds for this alone: other words or labels shift what a small model says.
     """
-    fixed = [job.system, list(job.labels), job.metadata.get("prompt_version")]
+    fixed: list[Any] = [job.system, list(job.labels), job.metadata.get("prompt_version")]
+    if job.json_schema is not None:
+        fixed.append(job.json_schema)
     return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import policies
+from policies.agreement import same_values, value_forms
 from policies.dialects.carry import read
 from policies.dialects.neutral import Text, Unsupported
+from policies.goodenough import fingerprint
 from policies.policyfile import AUTO, Policy
 from policies.quality import Choice, Standing, by_name, choose, learn, standing
 from waybill.errors import LedgerUnavailable
@@ -83,12 +85,12 @@ class Learned:
                     emit("plan.lacking", intent=intent, reason=choice.shortfall)
 
     async def audit(self, ledger: Ledger, *, since_s: float) -> None:
-        """Compare local labels with the paid answers that replaced them."""
+        """Compare local labels and copied values with the paid answers that replaced them."""
         rows = await ledger.fetch(grades.TO_AUDIT, {"since_s": since_s})
         if not rows:
             return
         paid = [json.loads(row["body"])["data"] for row in rows]
-        details = [{**row["detail"], "paid": answer} for row, answer in zip(rows, paid, strict=True)]
+        compared = [compare(row["detail"], answer) for row, answer in zip(rows, paid, strict=True)]
         await ledger.fetch(
             grades.AUDIT,
             {
@@ -96,8 +98,8 @@ class Learned:
                 "tenants": [row["tenant"] for row in rows],
                 "intents": [row["intent"] for row in rows],
                 "models": [row["model"] for row in rows],
-                "scores": [float(detail["label"] == detail["paid"]) for detail in details],
-                "details": [json.dumps(detail) for detail in details],
+                "scores": [score for score, _ in compared],
+                "details": [json.dumps(detail) for _, detail in compared],
             },
         )
 
@@ -114,6 +116,19 @@ class Learned:
                 self._own.clear()
             self._own[intent, quality] = found
         return found
+
+
+def compare(local: Mapping[str, Any], paid: Any) -> tuple[float, dict[str, Any]]:
+    """The grade of a local answer beside the paid one, and the record for its gate.
+
+    Of copied values the grade is the share of fields that agree; the answer as a whole was right only where all do.
+    """
+    if "values" not in local:
+        return float(local["label"] == paid), {**local, "paid": paid}
+    forms = value_forms(paid) if isinstance(paid, dict) else {}
+    said = {name: fingerprint(form) for name, form in forms.items()}
+    share = same_values(local["values"], said, local["fields"])
+    return share, {**local, "right": share == 1.0}
 
 
 class Tagger:

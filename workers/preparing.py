@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policies.catalog import Model
+from policies.copying import flat_fields
 from policies.dialects.messages import DEFAULT_MAX_TOKENS
 from policies.fallback import (
     GiveUp,
@@ -46,6 +47,7 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         context=job.context,
         json_schema=job.json_schema,
         labels=job.labels,
+        copied=_is_copied(attempt, plan),
         max_output_tokens=_room(runtime, attempt, model, most),
         effort=effort if effort in model.efforts else None,
         service=candidate.service,
@@ -54,6 +56,14 @@ def prepare(runtime: Runtime, attempt: Attempt) -> None:
         job_id=attempt.job_id,
         attempt=attempt.number,
     )
+
+
+def _is_copied(attempt: Attempt, plan: Plan | None) -> bool:
+    """Whether a local model may only copy: where every value must stand in the text, and the schema is flat enough."""
+    job = attempt.job
+    if attempt.candidate.provider != "local" or plan is None or not plan.grounded or job.json_schema is None:
+        return False
+    return flat_fields(job.json_schema) is not None
 
 
 def _wished_tokens(job: Job, plan: Plan | None) -> int | None:

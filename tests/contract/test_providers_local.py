@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,9 +16,9 @@ import pytest
 
 from policies.catalog import CATALOG
 from waybill.contract import Message
-from waybill.errors import ConfigError, Rejected, Unavailable
+from waybill.errors import Broken, ConfigError, Rejected, Unavailable
 from workers.providers import local_chat, local_model
-from workers.providers.base import Call
+from workers.providers.base import Answer, Call, Stop
 from workers.providers.local import LocalProvider
 from workers.providers.local_model import LocalModel, check_file
 from workers.providers.registry import default_local_model
@@ -302,3 +303,75 @@ def test_a_template_that_reaches_out_of_its_sandbox_is_refused(model: LocalModel
         chat.prompt(asked("hello"))
 
     assert caught.value.code == "bad_request"
+
+
+# Copied values ------------------------------------------------------------------------------------------------------
+
+RECEIPT = "Receipt\nShop: Cafe Blau\nDate: 25/12/2018\nCoffee 3.50\nCake 6.00\nTotal: 9.50\nPaid by card"
+
+
+def fields(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+async def copy(
+    provider: LocalProvider, text: str, schema: dict[str, Any], **changed: Any
+) -> tuple[dict[str, Any], Answer]:
+    call = asked(text, json_schema=schema, copied=True, **{"max_output_tokens": 60, **changed})
+    answer = await provider.call(call)
+    return json.loads(answer.text), answer
+
+
+async def test_copied_values_stand_in_the_text_and_are_scored_one_by_one(provider: LocalProvider) -> None:
+    schema = fields(
+        shop={"type": "string"}, date={"type": "string", "format": "date"}, total={"type": "number"}, items={"type": "integer"},
+        paid_by={"enum": ["cash", "card"]}, tip={"type": ["number", "null"]},
+    )  # fmt: skip
+    data, answer = await copy(provider, RECEIPT, schema)
+
+    assert answer.stop is Stop.COMPLETE
+    assert list(data) == ["shop", "date", "total", "items", "paid_by", "tip"]
+    assert data["shop"] in " ".join(RECEIPT.split())
+    assert data["date"] == "2018-12-25"
+    assert data["total"] in {3.5, 6.0, 9.5}
+    assert data["paid_by"] in {"cash", "card"}
+    assert data["tip"] in {None, 3.5, 6.0, 9.5}
+    assert answer.value_logprobs.keys() == data.keys()
+    assert all(value <= 0 for value in answer.value_logprobs.values())
+    assert answer.confidence == pytest.approx(sum(answer.value_logprobs.values()))
+    assert answer.model_hash == provider.sha256
+
+
+async def test_copying_is_the_same_again_and_leaves_the_prompt_in_memory(provider: LocalProvider) -> None:
+    schema = fields(shop={"type": "string"}, note={"type": ["string", "null"]})
+    first, one = await copy(provider, RECEIPT, schema, system=SYSTEMS[1])
+    second, other = await copy(provider, RECEIPT, schema, system=SYSTEMS[1])
+
+    assert first == second
+    assert other.value_logprobs == pytest.approx(one.value_logprobs, abs=1e-3)
+    assert other.usage is not None
+    assert other.usage.cache_read_tokens > 100
+
+
+async def test_a_field_that_may_lack_is_left_out_where_nothing_can_fill_it(provider: LocalProvider) -> None:
+    schema = fields(shop={"type": "string"}, total={"type": "number"})
+
+    data, _ = await copy(provider, "Cafe Blau, no figures", schema | {"required": ["shop"]})
+    with pytest.raises(Broken, match="nothing in the text can fill 'total', a number"):
+        await copy(provider, "Cafe Blau, no figures", schema)
+
+    assert data.keys() == {"shop"}
+
+
+async def test_values_that_take_more_room_than_allowed_are_cut(provider: LocalProvider) -> None:
+    answer = await provider.call(
+        asked(
+            "word " * 300,
+            json_schema=fields(**{f"f{n}": {"type": "string"} for n in range(9)}),
+            copied=True,
+            max_output_tokens=1,
+        )
+    )
+
+    assert answer.stop in (Stop.TRUNCATED, Stop.COMPLETE)
+    assert json.loads(answer.text) is not None

@@ -8,12 +8,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.agreement import value_forms
 from policies.fallback import Escalate, History
-from policies.goodenough import Asked, Given, LocalCheck, judge
+from policies.goodenough import Asked, Given, LocalCheck, fingerprint, judge
 from policies.localgate import SHUT, Record, calibrated, clopper_pearson_lower, work_out
+from policies.policyfile import parse
 from waybill.contract import Candidate
+from workers.gates import Gates
+from workers.heads import Heads
+from workers.learning import compare
 
 ROUTE = [Candidate("local", "small", "local", "why"), Candidate("anthropic", "large", "interactive", "why")]
+
+POLICY = """
+version = "1"
+flagship = "claude-opus-5-5"
+quality = 0.95
+[intents.extraction]
+chain = ["claude-opus-5-5"]
+reason = "r"
+"""
 
 
 def records(count: int, *, right: float, bias: float = 0.0, seed: int = 1, knows: bool = True) -> list[Record]:
@@ -115,3 +129,43 @@ def test_the_bound_is_that_of_clopper_and_pearson(of: int, share: float) -> None
 
     expected = 0.0 if right == 0 else beta.ppf(0.1, right, of - right + 1)
     assert clopper_pearson_lower(right, of, 0.9) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("paid", "share"),
+    [
+        ({"shop": "cafe blau", "day": "2018-12-25", "total": "9.50", "note": None}, 1.0),
+        ({"shop": "Cafe Blau", "day": "25 Dec 2018", "total": 9.5}, 1.0),
+        ({"shop": "Cafe Blau", "day": "2018-12-25", "total": 9.05, "note": "n/a"}, 0.75),
+        ({"shop": "Bar Blau", "day": "2018-12-25", "total": 9.5, "note": "paid"}, 0.5),
+        ("nothing", 0.25),
+    ],
+)
+def test_copied_values_are_compared_with_the_paid_ones_one_by_one(paid: object, share: float) -> None:
+    said = value_forms({"shop": "Cafe Blau", "day": "25/12/2018", "total": 9.50, "note": None})
+    local = {"score": -1.5, "values": {name: fingerprint(form) for name, form in said.items()}, "fields": 4}
+
+    score, record = compare(local, paid)
+
+    assert score == pytest.approx(share)
+    assert record["right"] == (share == 1.0)
+
+
+def test_the_gate_of_copied_values_opens_by_their_log_probability() -> None:
+    """As rows of grades.AUDITS, of one prompt and model."""
+    rng = random.Random(5)
+    policy = parse(POLICY, "p.toml")
+    gates = Gates(policy, Heads())
+    rows = []
+    for _ in range(400):
+        score = -rng.expovariate(0.3)
+        right = rng.random() < (0.999 if score > -3 else 0.3)
+        rows.append({"intent": "extraction", "detail": {"score": score, "right": right, "prompt": "p", "model": "m"}})
+
+    gates.update(rows)
+
+    gate = gates.standing["extraction", "p", "m"]
+    assert gate.threshold is not None
+    assert -4 < gate.threshold < 0
+    gates.update([{**row, "detail": {**row["detail"], "right": False}} for row in rows[:100]] + rows[100:])
+    assert not gates.standing["extraction", "p", "m"].is_open

@@ -153,6 +153,43 @@ def test_a_local_label_stands_when_nobody_else_may_be_asked() -> None:
     assert "no other model may be asked" in decision.reason
 
 
+FIELDS = {"type": "object", "properties": {"shop": {"type": "string"}, "total": {"type": ["number", "null"]}}}
+SURE = LocalCheck(Gate(threshold=-3.0, records=400, precision=0.99, lower=0.97), "p", "m", 0.5)
+
+
+def copied(shop: float, total: float) -> Given:
+    logprobs = {"shop": shop, "total": total}
+    return Given('{"shop": "Cafe Blau", "total": 9.50}', "complete", is_local=True, value_logprobs=logprobs)
+
+
+def test_copied_values_are_kept_for_comparison_without_their_text() -> None:
+    decision = judge(
+        Asked(FIELDS, source="Cafe Blau 9.50"), copied(-0.5, -0.25), history(), LocalCheck(prompt="p", model="m")
+    )
+
+    assert isinstance(decision, Escalate)
+    assert "in shadow (no labels yet)" in decision.reason
+    assert decision.detail is not None
+    kept = decision.detail["local"]
+    assert (kept["score"], kept["fields"], kept["prompt"], kept["model"]) == (-0.75, 2, "p", "m")
+    assert kept["values"].keys() == {"shop", "total"}
+    assert "Blau" not in json.dumps(kept) + decision.reason
+
+
+@pytest.mark.parametrize(("total", "kind"), [(-2.0, Accept), (-2.6, Escalate)])
+def test_the_sum_of_their_log_probabilities_decides(total: float, kind: type) -> None:
+    decision = judge(Asked(FIELDS, source="Cafe Blau 9.50"), copied(-0.5, total), history(), SURE)
+
+    assert isinstance(decision, kind)
+    if isinstance(decision, Accept):
+        assert decision.data == {"shop": "Cafe Blau", "total": 9.5}
+        assert decision.text is None
+    assert judge(Asked(FIELDS), copied(-0.5, total), history(models=1), LocalCheck()) == Accept(
+        {"shop": "Cafe Blau", "total": 9.5},
+        f"the sum of log-probabilities is {total - 0.5:.2f} (no labels yet), and no other model may be asked",
+    )
+
+
 def test_two_models_that_say_the_same_settle_it() -> None:
     compared = Asked(compare=True)
 

@@ -88,7 +88,7 @@ where j.finished_at > now() - %(since_s)s * interval '1 second' and j.state = 's
   and not exists (select from grades g where g.item = j.id::text and g.model = a.model and g.source = 'audit')
 order by j.finished_at limit 2000
 """
-"""Local labels beside the paid answers to the same jobs, not compared yet. Index jobs_finished."""
+"""Local answers beside the paid ones to the same jobs, not compared yet. Index jobs_finished."""
 
 AUDIT: Final = """
 insert into grades (item, job_id, tenant, intent, model, source, score, cost_usd, detail)
@@ -103,7 +103,7 @@ select intent, detail from (
     select intent, detail, row_number() over (
         partition by intent, detail ->> 'prompt', detail ->> 'model' order by at desc, id desc) as place
     from grades
-    where source = 'audit' and detail ? 'logprobs' and at > now() - %(since_s)s * interval '1 second'
+    where source = 'audit' and detail ?| array['logprobs', 'score'] and at > now() - %(since_s)s * interval '1 second'
 ) latest where place <= %(most)s
 """
 """The latest records of each gate."""

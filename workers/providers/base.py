@@ -45,6 +45,7 @@ class Call:
         context: Text that many jobs share, sent before the first user turn, or None.
         json_schema: The answer must be JSON of this schema (already made strict where the job's labels ask for it).
         labels: Classification labels; a local model scores these instead of generating.
+        copied: A local model may fill the schema with what stands in the messages, and with nothing else (policies/copying.py).
         max_output_tokens: Upper bound for the answer, thinking included.
         effort: One of `model.efforts`, or None for the model's own default.
         service: `interactive`, `flex` or `local`.
@@ -63,6 +64,7 @@ class Call:
     context: str | None = None
     json_schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
+    copied: bool = False
     max_output_tokens: int = 1024
     effort: str | None = None
     service: str = "interactive"
@@ -113,6 +115,7 @@ class Answer:
         confidence: Local models: log-probability of the answer (sum over tokens) or of the label; else None.
         label_logprobs: Local models: log-probability of each label after the prompt, not normalized: what a running
             calibration of the labels' prior needs. Empty elsewhere.
+        value_logprobs: Local models: log-probability of each value that was copied from the messages. Empty elsewhere.
         model_hash: Local models: what exactly answered (hash of the file, version of the head); a gate belongs to it.
         wire: The whole answer in the client's dialect, where the call came with one.
         tail: Its terminal frames, where it was streamed: for the client once the answer is stored.
@@ -128,6 +131,7 @@ class Answer:
     first_token_s: float | None = None
     confidence: float | None = None
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    value_logprobs: Mapping[str, float] = field(default_factory=dict)
     model_hash: str | None = None
     wire: Mapping[str, Any] | None = None
     tail: bytes = b""

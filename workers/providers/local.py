@@ -1,4 +1,4 @@
-"""A small model in this process: labels are scored, JSON is held to its schema by a grammar, text is generated.
+"""A small model in this process: labels are scored, extracted values copied, other JSON held to its schema by a grammar, text generated.
 
 Costs nothing but CPU, so nothing it does is ever billed. The work itself is in local_runner.py, on a thread of its own.
 """
@@ -68,7 +68,7 @@ class LocalProvider:
         raise AssertionError("stream() ends with an Answer or raises")
 
     async def stream(self, call: Call) -> AsyncIterator[str | Frames | Answer]:
-        """Yield pieces of text, then the Answer; see `Provider.stream`. A label comes in one piece."""
+        """Yield pieces of text, then the Answer; see `Provider.stream`. A label or copied values come in one piece."""
         if call.wire is not None:
             async for framed in speak(self, call):
                 yield framed
@@ -102,7 +102,7 @@ class LocalProvider:
                     first_token_s = loop.time() - started
                 limit = min(deadline, loop.time() + call.idle_timeout_s)
                 yield item
-            if call.labels:
+            if call.labels or call.copied:
                 yield item.text
             elif item.stop is Stop.COMPLETE and not item.text.strip():
                 raise failure("empty", "the local model ended its answer without any text")
@@ -137,5 +137,6 @@ class LocalProvider:
             first_token_s=first_token_s,
             confidence=said.logprob,
             label_logprobs=said.label_logprobs,
+            value_logprobs=said.value_logprobs,
             model_hash=self.sha256,
         )

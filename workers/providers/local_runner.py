@@ -19,11 +19,13 @@ from typing import Final
 
 import numpy as np
 
+from policies.copying import flat_fields
 from waybill.contract import Usage
 from waybill.errors import ProviderError
 from workers.providers.base import Call, Stop
 from workers.providers.failures import failure
 from workers.providers.local_chat import Chat
+from workers.providers.local_copying import NoRoomError, Scribe, Vocabulary
 from workers.providers.local_model import (
     BATCH_TOKENS,
     ContextFullError,
@@ -33,11 +35,14 @@ from workers.providers.local_model import (
     Logits,
     json_grammar,
 )
+from workers.providers.local_scoring import SCORERS, log_softmax, score
 
 SLOTS: Final = 4
 """Prompts whose memory is kept: the templates of the last kinds of jobs."""
-_SCORERS: Final = 16
-"""Labels that are scored side by side."""
+_FREE: Final = range(SLOTS, SLOTS + SCORERS)
+"""Sequences for continuations that are compared."""
+_OPENER_TOKENS: Final = 4
+"""Of each of those, where a value is null or begins."""
 _SHARED_TOKENS: Final = 32
 """From here on two prompts are of one template: the new one takes the old one's slot instead of another's."""
 
@@ -52,6 +57,7 @@ class Said:
         usage: By the model's own tokens; `cache_read_tokens` were not computed again.
         logprob: Of the whole answer; of the label, given that it is one of the labels.
         label_logprobs: Of each label given the prompt alone, not normalized; empty without labels.
+        value_logprobs: Of each copied value; empty where none was copied.
     """
 
     text: str
@@ -59,6 +65,7 @@ class Said:
     usage: Usage
     logprob: float
     label_logprobs: dict[str, float] = field(default_factory=dict)
+    value_logprobs: dict[str, float] = field(default_factory=dict)
 
 
 class CancelledWork(Exception):
@@ -107,6 +114,7 @@ class LocalRunner:
         self._slots = [_Slot(sequence) for sequence in range(SLOTS)]
         self._turn = 0
         self._grammars: dict[str, str] = {}
+        self._vocabulary: Vocabulary | None = None
         ready: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         arguments = (path, context_tokens, threads, ready)
         self._thread = threading.Thread(target=self._run, args=arguments, name="waybill-local-model", daemon=True)
@@ -139,7 +147,7 @@ class LocalRunner:
 
     def _run(self, path: Path, context_tokens: int, threads: int, ready: queue.SimpleQueue[Exception | None]) -> None:
         try:
-            self._model = LocalModel(path, context_tokens=context_tokens, threads=threads, sequences=SLOTS + _SCORERS)
+            self._model = LocalModel(path, context_tokens=context_tokens, threads=threads, sequences=SLOTS + SCORERS)
             self._chat = Chat(self._model)
         except Exception as exc:  # noqa: BLE001 - raised again by the constructor, on its thread
             ready.put(exc)
@@ -158,7 +166,9 @@ class LocalRunner:
     def _outcome(self, work: Work) -> Said | Exception:
         try:
             self._check(work)
-            return self._score(work) if work.call.labels else self._generate(work)
+            if work.call.labels:
+                return self._score(work)
+            return self._copy(work) if work.call.copied else self._generate(work)
         except (ProviderError, CancelledWork) as exc:
             return exc
         except ContextFullError:
@@ -184,39 +194,49 @@ class LocalRunner:
         if _one_begins_another(spelled):
             # Without its end "bill" would always beat "billing".
             spelled = [[*tokens, model.end_of_turn] for tokens in spelled]
-        slot, reused, logits = self._prefill(work, prompt, room=_SCORERS * max(map(len, spelled)))
-        first = _log_softmax(logits)
-        sums = [float(first[tokens[0]]) for tokens in spelled]
-        try:
-            for start in range(0, len(labels), _SCORERS):
-                self._score_some(work, slot, spelled[start : start + _SCORERS], sums, start)
-        finally:
-            for scorer in range(SLOTS, SLOTS + _SCORERS):
-                model.keep(scorer, 0)
+        slot, reused, logits = self._prefill(work, prompt, room=SCORERS * max(map(len, spelled)))
+        sums = score(
+            model, slot.sequence, len(slot.tokens), logits, spelled, scorers=_FREE, check=lambda: self._check(work)
+        )  # fmt: skip
         best = int(np.argmax(sums))
         usage = Usage(input_tokens=len(prompt) - reused, cache_read_tokens=reused, output_tokens=len(spelled[best]))
-        share = float(_log_softmax(np.array(sums, dtype=np.float64))[best])
+        share = float(log_softmax(np.array(sums, dtype=np.float64))[best])
         return Said(labels[best], Stop.COMPLETE, usage, share, dict(zip(labels, sums, strict=True)))
 
-    def _score_some(self, work: Work, slot: _Slot, spelled: Sequence[list[int]], sums: list[float], start: int) -> None:
-        """Add to `sums` what the tokens after each label's first are worth."""
-        model, length = self._model, len(slot.tokens)
-        entries: list[Entry] = []
-        adds: list[tuple[int, int]] = []
-        for n, tokens in enumerate(spelled):
-            model.keep(SLOTS + n, 0)
-            model.fork(slot.sequence, SLOTS + n, length)
-            for offset, token in enumerate(tokens[:-1]):
-                entries.append(Entry(token, length + offset, SLOTS + n, is_wanted=True))
-                adds.append((start + n, tokens[offset + 1]))
-        for base in range(0, len(entries), BATCH_TOKENS):
-            self._check(work)
+    # Copied values -----------------------------------------------------------------------------------------------
 
-            def take(n: int, logits: Logits, base: int = base) -> None:
-                label, token = adds[base + n]
-                sums[label] += float(_log_softmax(logits)[token])
-
-            model.step(entries[base : base + BATCH_TOKENS], take)
+    def _copy(self, work: Work) -> Said:
+        """Fill the fields of a flat schema with spans of what was asked; the program writes the rest."""
+        model, call = self._model, work.call
+        assert call.json_schema is not None
+        fields = flat_fields(call.json_schema)
+        assert fields is not None  # whoever asks for a copy has looked
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(model)
+        prompt = self._chat.prompt(call)
+        names = sum(len(model.tokens(json.dumps(each.name), control=False)) + 8 for each in fields)
+        room = max(1, min(call.max_output_tokens, call.model.max_output_tokens) + names)
+        options = [len(model.tokens(choice, control=False)) + 2 for each in fields for choice in each.choices]
+        spare = SCORERS * max(options, default=_OPENER_TOKENS)
+        room = max(1, min(room, model.context_tokens - len(prompt) - spare))
+        slot, reused, logits = self._prefill(work, prompt, room=room + spare)
+        scribe = Scribe(
+            model, self._vocabulary, sequence=slot.sequence, length=len(slot.tokens), logits=logits, room=room,
+            scorers=_FREE, check=lambda: self._check(work),
+        )  # fmt: skip
+        stop = Stop.COMPLETE
+        try:
+            scribe.write(fields, "\n".join(message.content for message in call.plain_messages()))
+        except NoRoomError:
+            stop = Stop.TRUNCATED
+        finally:
+            if not model.keep(slot.sequence, len(slot.tokens)):
+                self._empty(slot)
+        done = scribe.written
+        usage = Usage(
+            input_tokens=len(prompt) - reused + done.given, cache_read_tokens=reused, output_tokens=done.chosen
+        )
+        return Said(done.text, stop, usage, sum(done.logprobs.values()), value_logprobs=done.logprobs)
 
     # Free answers ------------------------------------------------------------------------------------------------
 
@@ -257,7 +277,7 @@ class LocalRunner:
             token = int(row[0].argmax()) if grammar is None else grammar.choose(row[0])
             if token is None:
                 raise failure("garbled", "the local model has no token left that fits the schema")
-            logprob += float(_log_softmax(row[0])[token])
+            logprob += float(log_softmax(row[0])[token])
             if model.is_end(token):
                 stop = Stop.COMPLETE
                 break
@@ -368,8 +388,3 @@ def _shared(left: list[int], right: list[int]) -> int:
 def _one_begins_another(spelled: Sequence[list[int]]) -> bool:
     ordered = sorted(spelled)
     return any(after[: len(before)] == before for before, after in itertools.pairwise(ordered))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
