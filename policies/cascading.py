@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from policies.dialects.carry import read
+from policies.dialects.neutral import Unsupported, words
 from policies.evaluate.answers import normalise, shape
 from policies.fallback import Accept, Decision, Escalate, History
 from policies.goodenough import fingerprint
@@ -213,13 +215,27 @@ def _index(history: History, wanted: Sequence[str]) -> int | None:
 
 
 def prompt_of(payload: str) -> str | None:
-    """What a cascade reads of a job: instructions and the last turn; None for a request in a provider's dialect."""
-    request = json.loads(payload)
-    return None if "wire" in request else spoken(request)
+    """What a cascade reads of a job: instructions and the last turn. None where they are not all that is asked (pictures, tools), or
+    the answer may be more than a text: a cascade has learned nothing about those.
+    """
+    return spoken(json.loads(payload))
 
 
-def spoken(request: Mapping[str, Any]) -> str:
-    """Instructions and the last turn of a request in our own form."""
+def spoken(request: Mapping[str, Any]) -> str | None:
+    """The same of a request's fields, in our own form or in a provider's dialect (`wire`)."""
+    wire = request.get("wire")
+    if wire is not None:
+        return _spoken_on_the_wire(wire)
     turns = request.get("messages") or ()
     last = turns[-1]["content"] if turns else request.get("prompt", "")
     return f"{request.get('system') or ''}\n{last}".strip()
+
+
+def _spoken_on_the_wire(wire: Mapping[str, Any]) -> str | None:
+    try:
+        prompt = read(wire["dialect"], wire["body"], tuple(wire.get("drop", ())))
+    except Unsupported:
+        return None
+    if prompt.tools or prompt.has_images or not prompt.turns or prompt.turns[-1].role != "user":
+        return None
+    return f"{prompt.system}\n{words(prompt.turns[-1])}".strip()

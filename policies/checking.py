@@ -15,6 +15,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from policies.agreement import agreement
+from policies.dialects.carry import read
+from policies.dialects.neutral import words
 from policies.policyfile import Policy
 from policies.pricing import PriceBook
 from waybill.contract import Job, Priority, Usage
@@ -42,6 +44,11 @@ def again(row: Mapping[Any, Any], model: str, **fields: Any) -> Job:
         fields: Of the new job, over those of the old one.
     """
     payload = {name: value for name, value in json.loads(row["payload"]).items() if name not in _REPLACED}
+    if "wire" in payload:
+        body = {
+            name: value for name, value in payload["wire"]["body"].items() if name not in ("stream", "stream_options")
+        }
+        payload["wire"] = {**payload["wire"], "body": body}
     own = {
         "intent": row["intent"],
         "tenant": row["tenant"],
@@ -81,11 +88,7 @@ def judge_question(row: Mapping[Any, Any], flagship: str, **fields: Any) -> Job:
         flagship: The judge.
         fields: Further fields of the new job.
     """
-    request = json.loads(row["payload"])
-    turns = "\n\n".join(turn["content"] for turn in request.get("messages") or ())
-    task = "\n\n".join(
-        part for part in (request.get("system"), request.get("context"), request.get("prompt"), turns) if part
-    )
+    task = _task(json.loads(row["payload"]))
     answers = [str(_said(row["body"])), str(_said(row["check_body"]))]
     if _is_swapped(row["about"]):
         answers.reverse()
@@ -153,6 +156,17 @@ def grades_of(graded: Sequence[tuple[Mapping[Any, Any], float, float]], flagship
             for name, value in zip(names, values, strict=True):
                 columns[name].append(value)
     return columns
+
+
+def _task(request: Mapping[str, Any]) -> str:
+    """All that was asked, as one text."""
+    if "wire" in request:
+        wire = request["wire"]
+        prompt = read(wire["dialect"], wire["body"], tuple(wire.get("drop", ())))
+        return "\n\n".join(part for part in (prompt.system, *map(words, prompt.turns)) if part)
+    turns = "\n\n".join(turn["content"] for turn in request.get("messages") or ())
+    parts = (request.get("system"), request.get("context"), request.get("prompt"), turns)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _said(body: str) -> object:

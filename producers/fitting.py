@@ -38,7 +38,7 @@ class Fitted:
 
 
 def columns_of(rows: Sequence[Mapping[Any, Any]], intent: str) -> dict[str, list[Any]]:
-    """Rows of cascades.ANSWERED in the long format; requests in a provider's dialect are no part of it."""
+    """Rows of cascades.ANSWERED in the long format, of jobs that a cascade may decide about."""
     names = ("item_id", "intent", "prompt", "model", "score", "cost_usd", "answer")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for row in rows:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from policies.cascading import prompt_of
 from policies.checking import again, compared, grades_of, judge_question, judged, reckoned
 from policies.policyfile import Policy
 from policies.pricing import PriceBook
@@ -69,7 +70,9 @@ async def shadow(
     asked_for = {
         "model": model, "flagship": policy.flagship, "sample": sample, "intent": intent, "tenant": tenant, "since_s": since_s,
     }  # fmt: skip
-    rows = [row for row in await client.ledger.fetch(replays.SHADOWABLE, asked_for) if '"wire"' not in row["payload"]]
+    found = await client.ledger.fetch(replays.SHADOWABLE, asked_for)
+    # Pictures and tools: an answer may be no text, and a judge could not see all that was asked.
+    rows = [row for row in found if prompt_of(row["payload"]) is not None]
     if not rows:
         whose = "" if model == policy.flagship else f" by {policy.flagship}"
         raise ConfigError(

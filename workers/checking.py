@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
+from policies.cascading import prompt_of
 from policies.checking import again, compared, grades_of, judge_question, judged, reckoned, within
 from policies.drift import RECORDS, audited
 from policies.policyfile import Policy, Sampling
@@ -37,7 +38,7 @@ log = logging.getLogger("waybill.checking")
 LOOK_EVERY_S: Final = 15.0
 AUDITS: Final = "audits"
 JUDGING: Final = "judging"
-_FIRST_S: Final = 86_400.0
+_FIRST_S: Final = 3600.0
 """How far back the first look goes."""
 _OVERLAP_S: Final = 60.0
 _AT_ONCE: Final = 200
@@ -96,7 +97,8 @@ class Checking:
             return
         ledger, key = self._runtime.ledger, budget_key(use)
         sampled = {"use": use, "share": rules.share, "flagship": policy.flagship, "limit": _AT_ONCE}
-        rows = [row for row in await ledger.fetch(statement, {**asked, **sampled}) if '"wire"' not in row["payload"]]
+        found = await ledger.fetch(statement, {**asked, **sampled})
+        rows = [row for row in found if prompt_of(row["payload"]) is not None]
         if not rows:
             return
         [left] = await ledger.fetch(checking.LEFT, {"key": key, "cap_usd": rules.budget_usd_per_day})

@@ -87,12 +87,13 @@ def assess(runtime: Runtime, attempt: Attempt) -> None:
 def _weigh(runtime: Runtime, attempt: Attempt, accepted: Accept, history: History) -> Decision:
     """Ask the cascade that the job began with, if it began with one."""
     number = attempt.candidate.cascade
-    if number is None or attempt.answer is None:
+    # A client of a provider's dialect gets a cut answer as it came: a stronger model would be cut at the same place.
+    if number is None or attempt.answer is None or attempt.answer.stop is not Stop.COMPLETE:
         return accepted
     return weigh(
         accepted,
         runtime.cascades.get(number),
-        prompt=spoken(attempt.job.model_dump(include={"system", "prompt", "messages"})),
+        prompt=spoken(attempt.job.model_dump(include={"system", "prompt", "messages", "wire"})) or "",
         text=attempt.answer.text,
         earlier=[Said.from_json(each) for each in attempt.said if "shape" in each],
         history=history,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import policies
 from policies.agreement import same_values, value_forms
 from policies.dialects.carry import read
-from policies.dialects.neutral import Text, Unsupported
+from policies.dialects.neutral import Unsupported, words
 from policies.goodenough import fingerprint
 from policies.policyfile import AUTO, Policy
 from policies.quality import Choice, Standing, by_name, choose, learn, standing
@@ -171,5 +171,4 @@ def _said_on_the_wire(wire: Mapping[str, Any]) -> str:
         prompt = read(wire["dialect"], wire["body"], tuple(wire.get("drop", ())))
     except Unsupported:
         return ""
-    last = prompt.turns[-1].parts if prompt.turns else ()
-    return f"{prompt.system}\n{' '.join(part.text for part in last if isinstance(part, Text))}".strip()
+    return f"{prompt.system}\n{words(prompt.turns[-1]) if prompt.turns else ''}".strip()

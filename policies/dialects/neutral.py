@@ -77,6 +77,11 @@ class Turn:
     parts: tuple[Part, ...]
 
 
+def words(turn: Turn) -> str:
+    """The text of a turn, without pictures, tool calls and their results."""
+    return " ".join(part.text for part in turn.parts if isinstance(part, Text))
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A function that the model may ask for."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policies.cascading import LearnedCascade, Said, begin, prompt_of, stand_in, weigh
 from policies.evaluate.cascade import Cascade, fit_cascade
@@ -16,7 +19,7 @@ from policies.health import Outage
 from policies.policyfile import parse
 from policies.routing import Route, Snapshot
 from tests.quality.cascades import HAIKU, INTENT, OPUS, POLICY, SONNET, invent
-from waybill.contract import Candidate, Job, Message
+from waybill.contract import Candidate, Job, Message, Wire
 
 OPEN = Snapshot(off={}, now=datetime(2026, 11, 25, tzinfo=UTC))
 
@@ -215,3 +218,58 @@ def test_the_flagship_stands_in_for_a_cascade_that_has_drifted(learned: LearnedC
     assert {candidate.cascade for candidate in found.candidates} == {None}
     assert _names(stand_in(local, learned, OPEN)) == ["small", OPUS, HAIKU, SONNET]
     assert stand_in(ROUTE, learned, out) is ROUTE
+
+
+TEXT = st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text)
+
+
+def _wired(dialect: Any, body: dict[str, Any]) -> str:
+    return Job(intent=INTENT, wire=Wire(dialect=dialect, body=body, text_bytes=1)).payload()
+
+
+@given(TEXT, TEXT, TEXT)
+def test_a_request_in_any_dialect_is_read_as_the_same_job_in_our_own_form(system: str, first: str, last: str) -> None:
+    own = Job(
+        intent=INTENT,
+        system=system,
+        messages=(
+            Message(role="user", content=first),
+            Message(role="assistant", content="a"),
+            Message(role="user", content=last),
+        ),
+    ).payload()
+    turns = [
+        {"role": "user", "content": first},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": last},
+    ]
+    chat = {"model": "auto", "messages": [{"role": "system", "content": system}, *turns]}
+    parted = {
+        "model": "auto",
+        "max_tokens": 9,
+        "system": system,
+        "messages": [*turns[:2], {"role": "user", "content": [{"type": "text", "text": last}]}],
+    }
+
+    assert prompt_of(_wired("chat", chat)) == prompt_of(own)
+    assert prompt_of(_wired("messages", parted)) == prompt_of(own)
+    assert prompt_of(_wired("responses", {"model": "auto", "instructions": system, "input": turns})) == prompt_of(own)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}]}
+            ]
+        },
+        {"modalities": ["text"], "prediction": {"type": "content", "content": "x"}},
+    ],
+)
+def test_what_is_more_than_a_text_or_cannot_be_read_is_no_cascades_business(more: dict[str, Any]) -> None:
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
+
+    assert prompt_of(_wired("chat", body)) == "hello"
+    assert prompt_of(_wired("chat", body | more)) is None

@@ -274,3 +274,37 @@ def test_free_texts_of_other_models_are_judged_into_grades_once_however_often_it
     assert bench.ledger.all("select count(*), count(ended_at), count(score) from checks") == [(7, 7, 0)]
     assert bench.ledger.all("select distinct subject from budgets") == [(budget_key("judging"),)]
     assert bench.ledger.all("select distinct key_id from jobs where key_id is not null") == [(budget_key("judging"),)]
+
+
+def test_a_request_in_a_providers_dialect_is_asked_again_whole_and_judged_by_its_words(bench: Bench) -> None:
+    body = {
+        "model": "auto", "stream": True, "stream_options": {"include_usage": True},
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a stone?"}],
+    }  # fmt: skip
+    wire = {"dialect": "chat", "body": body, "text_bytes": 30}
+    asked = bench.ledger.job("notes", [(SONNET, "succeeded", "0.05")], text="Heavy.", wire=wire)
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}]}
+    seen = bench.ledger.job(
+        "notes", [(SONNET, "succeeded", "0.05")], text="Grey.", wire={**wire, "body": {**body, "messages": [picture]}}
+    )
+    for job_id in (asked, seen):  # a request in a dialect has no prompt of its own
+        bench.ledger.all("update payloads set body = (body::jsonb - 'prompt')::text where job_id = %s", job_id)
+
+    bench.look(JUDGED)
+    [(about, (check, _))] = bench.checks().items()
+    [(payload, stream)] = bench.ledger.all(
+        "select p.body::jsonb, j.stream from payloads p join jobs j on j.id = p.job_id where j.id = %s", check
+    )
+    bench.ledger.finish(check, OPUS, text="It is hard.")
+    bench.look(JUDGED)
+    [(question,)] = bench.ledger.all(
+        "select body::jsonb ->> 'prompt' from payloads where job_id = %s", bench.checks()[asked][0]
+    )
+
+    assert about == asked
+    assert (payload["wire"]["body"], payload["model"], stream) == (
+        {"model": "auto", "messages": body["messages"]}, OPUS, False,
+    )  # fmt: skip
+    assert "<task>\nBe brief.\n\nWhat is a stone?\n</task>" in question
+    assert "Heavy." in question
+    assert "It is hard." in question

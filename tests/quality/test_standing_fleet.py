@@ -38,7 +38,7 @@ poll_s = 0.3
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StandingPlace(Place):
     """With the fleet's processes, to be killed."""
 
@@ -73,7 +73,7 @@ def place(
             Client(database_url, redis_url) as client,
         ):
             sandbox.batch_pace(turnaround_s=0.5)
-            yield StandingPlace(env, client, sandbox, ledger, folder, fleet)
+            yield StandingPlace(env, client, sandbox, ledger, folder, fleet=fleet)
 
 
 def _prompt(n: int) -> str:
