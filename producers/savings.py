@@ -41,6 +41,7 @@ class Money:
         cache_write_usd: The part of `spent` that wrote prompt caches.
         estimated_usd: The part of `spent` that is an upper estimate.
         unpriced: Calls without a price; missing in `spent`.
+        cpu_s: CPU of our own models, which no money in `spent` stands for.
     """
 
     spent: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(PURPOSES, Decimal(0)))
@@ -50,6 +51,7 @@ class Money:
     cache_write_usd: Decimal = Decimal(0)
     estimated_usd: Decimal = Decimal(0)
     unpriced: int = 0
+    cpu_s: float = 0.0
 
     @property
     def usd(self) -> Decimal:
@@ -150,6 +152,7 @@ def _add(money: Money, row: Mapping[Any, Any], prices: PriceBook, now: datetime)
     money.calls[purpose] += row["calls"]
     money.estimated_usd += row["estimated_usd"]
     money.unpriced += row["unpriced"]
+    money.cpu_s += row["cpu_s"]
     rates = prices.rates(row["model"], row["service"], now)
     if rates is not None:
         money.cache_write_usd += (
@@ -234,6 +237,7 @@ def as_dict(report: Savings) -> dict[str, Any]:
             "cache_write_usd": exact(money.cache_write_usd),
             "estimated_usd": exact(money.estimated_usd),
             "unpriced": money.unpriced,
+            "cpu_s": round(money.cpu_s, 3),
         }
 
     def quality(intent: str) -> dict[str, Any]:
@@ -299,6 +303,8 @@ def text(report: Savings) -> str:
         notes.append(f"{_usd(total.cache_write_usd)} USD of it wrote prompt caches (at today's list price)")
     if total.estimated_usd:
         notes.append(f"{_usd(total.estimated_usd)} USD of it is estimated: calls whose bill nobody knows")
+    if total.cpu_s:
+        notes.append(f"our own models took {total.cpu_s:,.1f} s of CPU besides, which is no part of it")
     if total.unpriced:
         notes.append(f"{total.unpriced} calls have no known price and are missing")
     return "\n".join([*lines, *(f"  {note}" for note in notes)])

@@ -82,6 +82,7 @@ def ask_head(runtime: Runtime, attempt: Attempt) -> Answer | None:
     standing = runtime.heads.get(attempt.intent, prompt_version(attempt.job))
     if standing is None:
         return None
+    began = time.thread_time()
     logprobs = standing.head.logprobs(text_of(attempt.job))
     label = max(logprobs, key=logprobs.__getitem__)
     tokens = estimate_tokens(attempt.payload_bytes, runtime.policy.models[HEAD].bytes_per_token)
@@ -93,6 +94,7 @@ def ask_head(runtime: Runtime, attempt: Attempt) -> Answer | None:
         served_model=HEAD,
         confidence=logprobs[label],
         label_logprobs=logprobs,
+        cpu_s=time.thread_time() - began,
         model_hash=standing.version,
     )
 

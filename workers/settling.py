@@ -86,6 +86,7 @@ def settlement_of(attempt: Attempt, *, hand_back: bool, policy_version: str) -> 
         flagship_usd=attempt.flagship_usd,
         list_usd=attempt.list_usd,
         uncached_usd=attempt.uncached_usd,
+        cpu_s=answer.cpu_s if answer else None,
         price_version=PRICE_VERSION,
         policy_version=policy_version,
     )

@@ -43,6 +43,7 @@ class Settlement:
         cost_usd: None only with cost_source `unpriced`.
         flagship_usd, list_usd, uncached_usd: The same tokens on the flagship, on this model, and on this lane, nothing
             cached: what the savings stack subtracts from one another.
+        cpu_s: CPU seconds of our own model; None elsewhere.
     """
 
     job_id: str
@@ -69,6 +70,7 @@ class Settlement:
     flagship_usd: Decimal | None = None
     list_usd: Decimal | None = None
     uncached_usd: Decimal | None = None
+    cpu_s: float | None = None
     price_version: str | None = None
     policy_version: str | None = None
 
@@ -190,6 +192,7 @@ def parameters(settlements: Sequence[Settlement]) -> dict[str, list[object]]:
         "flagships": [s.flagship_usd for s in settlements],
         "lists": [s.list_usd for s in settlements],
         "uncacheds": [s.uncached_usd for s in settlements],
+        "cpus": [s.cpu_s for s in settlements],
         "price_versions": [s.price_version for s in settlements],
         "policies": [s.policy_version for s in settlements],
     }

@@ -340,6 +340,8 @@ async def test_copied_values_stand_in_the_text_and_are_scored_one_by_one(provide
     assert all(value <= 0 for value in answer.value_logprobs.values())
     assert answer.confidence == pytest.approx(sum(answer.value_logprobs.values()))
     assert answer.model_hash == provider.sha256
+    assert answer.cpu_s is not None
+    assert answer.cpu_s > 0
 
 
 async def test_copying_is_the_same_again_and_leaves_the_prompt_in_memory(provider: LocalProvider) -> None:

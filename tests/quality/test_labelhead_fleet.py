@@ -95,6 +95,7 @@ def test_an_open_head_answers_and_nobody_else_is_called(place: Place) -> None:
     ) == [("local", HEAD, "succeeded", 0)]
     assert "local/label-head/local" in told
     assert "such answers are right" in told
+    assert "s of CPU" in told
     saved = place.ledger.all("select min(flagship_usd) from attempts where job_id = any(%s::uuid[])", by_head)
     assert saved[0][0] > 0
 

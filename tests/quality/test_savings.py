@@ -57,10 +57,13 @@ def test_rejected_failed_and_checking_calls_count_against_what_was_saved(
     about = ledger.job("extraction", [("claude-haiku-5-5", "succeeded", "0.001")], flagship_usd="0.05")
     shadow = ledger.job("extraction", [("claude-opus-5-5", "succeeded", "0.02")], flagship_usd="0.02")
     ledger.all("insert into checks values (%s, %s, 'shadow')", shadow, about)
+    ledger.all("update attempts set cpu_s = 0.25 where provider = 'local'")
 
     found = report(database_url, tmp_path)
 
     assert Decimal(found["usd"]) == Decimal("0.028")
+    assert found["cpu_s"] == found["by_intent"]["extraction"]["cpu_s"] == 0.25
+    assert "took 0.2 s of CPU" in waybill(database_url, "savings").stdout
     assert found["spent"] == {
         "answers": "0.004", "rejected answers": "0.001", "failed or lost calls": "0.003", "shadows and judges": "0.02",
     }  # fmt: skip

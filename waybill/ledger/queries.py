@@ -138,11 +138,11 @@ with input as (
         %(attempt_states)s::text[], %(first_tokens)s::float8[], %(served)s::text[], %(request_ids)s::text[],
         %(stops)s::text[], %(inputs)s::int[], %(outputs)s::int[], %(reads)s::int[], %(writes)s::int[],
         %(writes_1h)s::int[], %(thinking)s::int[], %(costs)s::numeric[], %(sources)s::text[], %(flagships)s::numeric[],
-        %(lists)s::numeric[], %(uncacheds)s::numeric[],
+        %(lists)s::numeric[], %(uncacheds)s::numeric[], %(cpus)s::float8[],
         %(price_versions)s::text[], %(policies)s::text[]
     ) as t(id, token, number, state, route_index, delay_s, uses, code, error, body, outcome, reason, detail,
            attempt_state, first_token_s, served, request_id, stop, input, output, read, write, write_1h, thinking,
-           cost, source, flagship, list, uncached, price_version, policy)
+           cost, source, flagship, list, uncached, cpu, price_version, policy)
 ), moved as (
     update jobs j set
         state = case when j.cancel_requested and i.state in ('routed', 'parked') then 'cancelled' else i.state end,
@@ -172,7 +172,7 @@ with input as (
         cost_usd = i.cost, cost_source = i.source, flagship_usd = case when m.state = 'succeeded' then i.flagship end,
         list_usd = case when m.state = 'succeeded' then i.list end,
         uncached_usd = case when m.state = 'succeeded' then i.uncached end,
-        price_version = i.price_version, error_code = i.code, error = i.error
+        cpu_s = i.cpu, price_version = i.price_version, error_code = i.code, error = i.error
     from input i left join moved m using (id)
     where a.job_id = i.id and a.number = i.number and a.state in ('started', 'unknown')
 ), noted as (

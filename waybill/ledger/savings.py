@@ -23,6 +23,7 @@ select coalesce(s.intent, j.intent) as intent, a.provider, a.model, a.service, a
        coalesce(sum(a.cost_usd), 0) as usd,
        coalesce(sum(a.cost_usd) filter (where a.cost_source = 'estimated'), 0) as estimated_usd,
        count(*) filter (where a.cost_source = 'unpriced') as unpriced,
+       coalesce(sum(a.cpu_s), 0) as cpu_s,
        coalesce(sum(a.flagship_usd), 0) as flagship_usd,
        coalesce(sum(a.input_tokens), 0)::bigint as input_tokens, coalesce(sum(a.output_tokens), 0)::bigint as output_tokens,
        coalesce(sum(a.cache_read_tokens), 0)::bigint as cache_read_tokens,

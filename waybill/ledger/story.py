@@ -20,7 +20,7 @@ select at, attempt, outcome, reason, detail, policy_version from decisions where
 _ATTEMPTS: Final = """
 select number, provider, model, service, reason, state, worker, started_at, ended_at, first_token_s, served_model,
        request_id, stop, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
-       thinking_tokens, cost_usd, cost_source, flagship_usd, price_version, error_code, error
+       thinking_tokens, cost_usd, cost_source, flagship_usd, cpu_s, price_version, error_code, error
 from attempts where job_id = %(id)s order by number
 """
 
@@ -139,6 +139,8 @@ def _ended(attempt: dict[str, Any]) -> str:
             f"{prompt:,} in" + (f" ({cached:,} cached)" if cached else "") + f", {attempt['output_tokens']:,} out"
         )
     parts.append(_money(attempt["cost_usd"], attempt["cost_source"]))
+    if attempt["cpu_s"] is not None:
+        parts.append(f"{attempt['cpu_s']:.3f} s of CPU")
     if attempt["served_model"] and attempt["served_model"] != attempt["model"]:
         parts.append(f"served by {attempt['served_model']}")
     if attempt["request_id"]:

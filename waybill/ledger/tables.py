@@ -249,6 +249,8 @@ class AttemptRow(Base):
     """The same tokens on this model, interactive, nothing cached; with the next two figures: what saved how much."""
     uncached_usd: Mapped[Decimal | None] = mapped_column(_Money)
     """The same tokens on the lane that served them, nothing cached."""
+    cpu_s: Mapped[float | None]
+    """Of our own models: the CPU it took; no provider bills it, so `cost_usd` is 0."""
     source_job: Mapped[str | None] = mapped_column(UUID(as_uuid=False))
     """For service `reuse`: the job whose answer this is. No key: the answer outlives it."""
     estimate_usd: Mapped[Decimal] = mapped_column(_Money)

@@ -116,6 +116,7 @@ class Answer:
         label_logprobs: Local models: log-probability of each label after the prompt, not normalized: what a running
             calibration of the labels' prior needs. Empty elsewhere.
         value_logprobs: Local models: log-probability of each value that was copied from the messages. Empty elsewhere.
+        cpu_s: Local models: the CPU that the answer took.
         model_hash: Local models: what exactly answered (hash of the file, version of the head); a gate belongs to it.
         wire: The whole answer in the client's dialect, where the call came with one.
         tail: Its terminal frames, where it was streamed: for the client once the answer is stored.
@@ -132,6 +133,7 @@ class Answer:
     confidence: float | None = None
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
     value_logprobs: Mapping[str, float] = field(default_factory=dict)
+    cpu_s: float | None = None
     model_hash: str | None = None
     wire: Mapping[str, Any] | None = None
     tail: bytes = b""

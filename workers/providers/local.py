@@ -138,5 +138,6 @@ class LocalProvider:
             confidence=said.logprob,
             label_logprobs=said.label_logprobs,
             value_logprobs=said.value_logprobs,
+            cpu_s=said.cpu_s,
             model_hash=self.sha256,
         )

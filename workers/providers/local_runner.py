@@ -12,8 +12,9 @@ import itertools
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +59,7 @@ class Said:
         logprob: Of the whole answer; of the label, given that it is one of the labels.
         label_logprobs: Of each label given the prompt alone, not normalized; empty without labels.
         value_logprobs: Of each copied value; empty where none was copied.
+        cpu_s: The owner thread's CPU times llama.cpp's threads, which wait for each other awake.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Said:
     logprob: float
     label_logprobs: dict[str, float] = field(default_factory=dict)
     value_logprobs: dict[str, float] = field(default_factory=dict)
+    cpu_s: float | None = None
 
 
 class CancelledWork(Exception):
@@ -154,7 +157,11 @@ class LocalRunner:
             return
         ready.put(None)
         while (work := self._queue.get()) is not None:
-            work.on_end(self._outcome(work))
+            began = time.thread_time()
+            outcome = self._outcome(work)
+            if isinstance(outcome, Said):
+                outcome = replace(outcome, cpu_s=(time.thread_time() - began) * threads)
+            work.on_end(outcome)
             self._ended += 1
         while not self._queue.empty():
             late = self._queue.get()
