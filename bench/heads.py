@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from policies.catalog import CATALOG
 from policies.labelhead import Head, fit_head
-from policies.localgate import Gate, Record, work_out
+from policies.localgate import Gate, Record, calibrated, work_out, work_out_scored
 
 SIZES = (100, 200, 400, 800, 1600, 2000)
 MODEL = CATALOG["smollm2-135m-instruct"]
@@ -67,7 +67,7 @@ def measure(items: Sequence[tuple[str, str]], size: int, target: float, seed: in
     texts, labels = zip(*(items[at] for at in rest[:size]), strict=True)
     head = fit_head(texts, labels, [True] * size)
     fit_s = time.process_time() - began
-    gate = work_out(Head.from_bytes(head.to_bytes()).records(), target=target, has_prior=False)
+    gate = work_out_scored(Head.from_bytes(head.to_bytes()).records(), target=target)
     began = time.process_time()
     read = [(gate.read(head.logprobs(items[at][0])), items[at][1]) for at in aside]
     ms = (time.process_time() - began) / len(aside) * 1e3
@@ -97,13 +97,15 @@ async def score(items: Sequence[tuple[str, str]], count: int, target: float) -> 
         records.append(Record(answer.label_logprobs, label))
     seconds = (time.process_time() - began) / count
     await provider.close()
-    raw, calibrated = (work_out(records, target=target, has_prior=has_prior) for has_prior in (False, True))
-    right = [np.mean([gate.read(each.logprobs)[0] == each.paid for each in records]) for gate in (raw, calibrated)]
-    surest = sorted(((calibrated.read(each.logprobs), each.paid) for each in records), key=lambda each: -each[0][1])
+    gate = work_out(records, target=target)
+    right = [
+        np.mean([calibrated(each.logprobs, means)[0] == each.paid for each in records]) for means in ({}, gate.means)
+    ]
+    surest = sorted(((gate.read(each.logprobs), each.paid) for each in records), key=lambda each: -each[0][1])
     fifth = np.mean([said == paid for (said, _), paid in surest[: max(1, count // 5)]])
     return (
         f"{MODEL.id}, {count} texts: right {right[0]:.3f}, {right[1]:.3f} with its prior taken off, {fifth:.3f} of the surest fifth;"
-        f" gate {'open' if calibrated.is_open else 'shut'}; {seconds:.2f} s of CPU a job"
+        f" gate {'open' if gate.is_open else 'shut'}; {seconds:.2f} s of CPU a job"
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from policies.evaluate.outcomes import Floats, Ints
-from policies.localgate import Record
+from policies.localgate import Scored
 
 FORMAT: Final = 1
 _PENALTY: Final = 0.2
@@ -69,11 +69,11 @@ class Head:
         found = _log_softmax(self.temperature * scores[None])[0]
         return {label: float(value) for label, value in zip(self.labels, found, strict=True)}
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[Scored]:
         """For its gate."""
+        right = self.unseen.argmax(axis=1) == self.paid
         return [
-            Record(dict(zip(self.labels, map(float, row), strict=True)), self.labels[at])
-            for row, at in zip(self.unseen, self.paid, strict=True)
+            Scored(float(share), bool(good)) for share, good in zip(np.exp(self.unseen.max(axis=1)), right, strict=True)
         ]
 
     def to_bytes(self) -> bytes:

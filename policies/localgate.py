@@ -45,10 +45,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The same of an answer that is no label.
+    """The same of an answer whose score needs no calibration.
 
     Attributes:
-        score: Log-probability of the whole answer: the sum over its tokens.
+        score: Of copied values: their log-probability, the sum over their tokens. Of a head: the label's share of the probability, as it
+            is: fitted on the labels, it is right to think a common one likelier.
         right: Whether the paid model said the same.
     """
 
@@ -62,7 +63,7 @@ class Gate:
 
     Attributes:
         means: Mean log-probability of each label: the prior that calibration takes off.
-        threshold: Calibrated share of probability (of copied values: log-probability) from which an answer is kept; None = closed.
+        threshold: Share of probability (of copied values: log-probability) from which an answer is kept; None = closed.
         records: Labels it was worked out from.
         precision, lower: Of the kept: share that agreed with the paid model, and its lower bound; of all while closed.
         kept: Share of the answers above the threshold.
@@ -110,22 +111,20 @@ def calibrated(logprobs: Mapping[str, float], means: Mapping[str, float]) -> tup
     return best, 1 / total
 
 
-def work_out(records: Sequence[Record], *, target: float, has_prior: bool = True) -> Gate:
+def work_out(records: Sequence[Record], *, target: float) -> Gate:
     """The gate that these records allow.
 
     Args:
         records: The latest ones, in any order.
         target: Share of the paid model's quality to keep over all the intent's jobs: an answer kept wrongly costs one.
-        has_prior: Whether some labels are likelier for this model whatever the text says, and that is to be taken off. Not for a
-            model fitted on the labels: there it is right to think a common label likelier.
     """
-    means = _means(records) if has_prior else {}
+    means = _means(records)
     read = [(calibrated(record.logprobs, means), record.paid) for record in records]
     return replace(_open_at([(share, label == paid) for (label, share), paid in read], target=target), means=means)
 
 
 def work_out_scored(records: Sequence[Scored], *, target: float) -> Gate:
-    """The same for answers that are no labels. There is no prior to take off: each is compared with others to the same prompt."""
+    """The same where no prior is to be taken off."""
     return _open_at([(record.score, record.right) for record in records], target=target)
 
 

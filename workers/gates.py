@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from policies.goodenough import LocalCheck
-from policies.localgate import RECORDS, SHUT, USUAL_TARGET, Gate, Record, Scored, work_out, work_out_scored
+from policies.localgate import RECORDS, SHUT, USUAL_TARGET, Gate, Record, Scored, calibrated, work_out, work_out_scored
 from policies.policyfile import Policy
 from waybill.errors import LedgerUnavailable
 from waybill.ledger import grades
@@ -83,22 +83,21 @@ class Gates:
     def update(self, rows: Sequence[Mapping[Any, Any]]) -> None:
         """Work the gates out from rows of grades.AUDITS, and those of heads also from what they were fitted on."""
         found: dict[Key, list[Record]] = {}
-        copied: dict[Key, list[Scored]] = {}
+        scored: dict[Key, list[Scored]] = {
+            (*key, each.version): list(each.records) for key, each in self._heads.standing.items()
+        }
         for row in rows:
             detail = row["detail"]
             key = (row["intent"], detail["prompt"], detail["model"])
             if "score" in detail:
-                copied.setdefault(key, []).append(Scored(detail["score"], detail["right"]))
+                scored.setdefault(key, []).append(Scored(detail["score"], detail["right"]))
+            elif key in scored:  # a head's
+                label, share = calibrated(detail["logprobs"], {})
+                scored[key].append(Scored(share, label == detail["paid"]))
             else:
                 found.setdefault(key, []).append(Record(detail["logprobs"], detail["paid"]))
-        heads = {(*key, each.version): each.head for key, each in self._heads.standing.items()}
-        for key, head in heads.items():
-            found[key] = [*found.get(key, ()), *head.records()]
-        gates = {
-            key: work_out(records, target=self._target(key[0]), has_prior=key not in heads)
-            for key, records in found.items()
-        }
-        gates |= {key: work_out_scored(records, target=self._target(key[0])) for key, records in copied.items()}
+        gates = {key: work_out(records, target=self._target(key[0])) for key, records in found.items()}
+        gates |= {key: work_out_scored(records, target=self._target(key[0])) for key, records in scored.items()}
         for key in gates.keys() | self._gates.keys():
             gate = gates.get(key, SHUT)
             if gate.is_open != self._gates.get(key, SHUT).is_open:

@@ -22,6 +22,7 @@ from workers.telemetry import emit
 
 if TYPE_CHECKING:
     from policies.labelhead import Head
+    from policies.localgate import Scored
     from waybill.ledger.engine import Ledger
     from workers.attempt import Attempt
     from workers.runtime import Runtime
@@ -32,8 +33,10 @@ FEWEST: Final = 100
 """Labels of one prompt version from which on a head is fitted."""
 GROWTH: Final = 0.2
 """Fitted anew once the labels have grown by this share (and by `FEWEST` / 2)."""
+WINDOW: Final = 20_000
+"""The latest labels of an intent, among which are"""
 MOST: Final = 1000
-"""The latest labels of either kind (sampled or not): 2,000 take 1 to 4 s of CPU."""
+"""the latest of either kind (sampled or not) that a head is fitted on: 2,000 take 1 to 4 s of CPU."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ class Standing:
 
     Attributes:
         version: Hash of its content: what its gate's records belong to.
+        records: Those that it was fitted on, each as it would have answered without.
     """
 
     version: str
     head: Head
+    records: Sequence[Scored]
 
 
 class Heads:
@@ -71,7 +76,7 @@ class Heads:
         for row in await ledger.fetch(heads.MODELS, {"versions": missing}) if missing else ():
             head = await asyncio.to_thread(_unpack, bytes(row["model"]))
             if head is not None:
-                known[row["version"]] = Standing(row["version"], head)
+                known[row["version"]] = Standing(row["version"], head, head.records())
         self._standing = {
             (row["intent"], row["prompt"]): known[row["version"]] for row in rows if row["version"] in known
         }
@@ -101,7 +106,8 @@ def ask_head(runtime: Runtime, attempt: Attempt) -> Answer | None:
 
 def text_of(job: Job) -> str:
     """What differs from job to job of a prompt version."""
-    return "\n".join(part for part in (job.context, job.prompt, *(turn.content for turn in job.messages)) if part)
+    # What is read of a long text is its beginning, and a context is what many jobs share.
+    return "\n".join(part for part in (job.prompt, *(turn.content for turn in job.messages), job.context) if part)
 
 
 class HeadFitter:
@@ -128,8 +134,8 @@ class HeadFitter:
             self._counted[intent] = (versions, counted["at"], fresh)
 
     async def _fit(self, ledger: Ledger, intent: str) -> None:
-        asked = {"intent": intent, "since_s": grades.SINCE_S, "most": MOST, "head": HEAD}
-        groups = _by_prompt(await ledger.fetch(heads.READ, asked))
+        asked = {"intent": intent, "since_s": grades.SINCE_S, "window": WINDOW, "most": MOST, "head": HEAD}
+        groups = await asyncio.to_thread(_by_prompt, await ledger.fetch(heads.READ, asked))
         for prompt, labelled in groups.items():
             began = time.monotonic()
             content = await asyncio.to_thread(_fit, labelled)

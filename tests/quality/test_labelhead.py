@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.labelhead import BadHead, Head, fit_head
-from policies.localgate import work_out
+from policies.localgate import calibrated, work_out_scored
 
 TOPICS = {
     "billing": "invoice amount charged refund payment card overdue bill",
@@ -55,16 +55,14 @@ def test_its_records_say_what_it_would_have_said_without_the_item() -> None:
     for at in (0, 17, 54):
         others = [i for i in range(80) if i != at]
         without = fit_head([texts[i] for i in others], [labels[i] for i in others], [True] * 79)
-        # The same temperature, so that only what was seen makes a difference.
-        said = {
+        # At the same temperature, so that only what was seen makes a difference.
+        raised = {
             label: value * head.temperature / without.temperature
             for label, value in without.logprobs(texts[at]).items()
         }
-        assert best(head.records()[at].logprobs) == best(said)
-        gap = {
-            label: head.records()[at].logprobs[label] - head.records()[at].logprobs[labels[0]] for label in head.labels
-        }
-        assert gap == pytest.approx({label: said[label] - said[labels[0]] for label in head.labels}, abs=0.35)
+        said, share = calibrated(raised, {})
+        assert head.records()[at].right == (said == labels[at])
+        assert head.records()[at].score == pytest.approx(share, abs=0.06)
 
 
 def test_labels_that_mean_nothing_do_not_open_its_gate() -> None:
@@ -73,13 +71,13 @@ def test_labels_that_mean_nothing_do_not_open_its_gate() -> None:
 
     head = fit_head(texts, labels, [True] * 500)
 
-    assert np.mean([best(dict(each.logprobs)) == each.paid for each in head.records()]) < 0.45
-    assert not work_out(head.records(), target=0.95, has_prior=False).is_open
+    assert np.mean([each.right for each in head.records()]) < 0.45
+    assert not work_out_scored(head.records(), target=0.95).is_open
 
 
 def test_labels_that_it_learns_open_its_gate_and_few_do_not() -> None:
-    assert work_out(fitted(500).records(), target=0.97, has_prior=False).is_open
-    assert not work_out(fitted(60).records(), target=0.97, has_prior=False).is_open
+    assert work_out_scored(fitted(500).records(), target=0.97).is_open
+    assert not work_out_scored(fitted(60).records(), target=0.97).is_open
 
 
 def test_only_what_stands_for_all_jobs_is_a_record() -> None:
@@ -88,7 +86,7 @@ def test_only_what_stands_for_all_jobs_is_a_record() -> None:
     head = fit_head(texts, labels, [number % 3 == 0 for number in range(120)])
 
     assert len(head.records()) == 40
-    assert [each.paid for each in head.records()] == labels[::3]
+    assert [head.labels[at] for at in head.paid] == labels[::3]
 
 
 def test_it_is_kept_as_bytes_without_any_text() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policies.agreement import value_forms
 from policies.fallback import Escalate, History
 from policies.goodenough import Asked, Given, LocalCheck, fingerprint, judge
-from policies.localgate import SHUT, Record, calibrated, clopper_pearson_lower, work_out
+from policies.localgate import SHUT, Record, Scored, calibrated, clopper_pearson_lower, work_out, work_out_scored
 from policies.policyfile import parse
 from waybill.contract import Candidate
 from workers.gates import Gates
@@ -95,10 +95,10 @@ def test_the_promise_holds_on_jobs_not_seen() -> None:
 
 
 def test_answers_that_are_equally_sure_are_kept_or_sent_on_together() -> None:
-    certain = [Record({"a": 0.0, "b": -1e4}, "a" if number < 300 else "b") for number in range(400)]
+    certain = [Scored(1.0, number < 300) for number in range(400)]
 
-    assert not work_out(certain, target=0.9, has_prior=False).is_open
-    gate = work_out([each for each in certain if each.paid == "a"], target=0.9, has_prior=False)
+    assert not work_out_scored(certain, target=0.9).is_open
+    gate = work_out_scored(certain[:300], target=0.9)
     assert (gate.kept, gate.threshold) == (1.0, 1.0)
 
 

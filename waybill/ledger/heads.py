@@ -27,6 +27,7 @@ COUNT: Final = f"select count(*) as labels, now() as at {_PAID} and j.finished_a
 READ: Final = f"""
 select item, tenant, payload, body, sampled from (
     select l.*, row_number() over (partition by l.sampled order by l.finished_at desc) as place from (
+        -- The window bounds what is looked at, whatever an intent gets through in its days.
         select j.id::text as item, j.tenant, j.finished_at, p.body as payload, r.body,
                -- An open head sends on what it is unsure of, and a sample of everything: only that stands for all jobs.
                not exists (select from attempts h where h.job_id = j.id and h.model = %(head)s and h.state <> 'released')
@@ -37,6 +38,7 @@ select item, tenant, payload, body, sampled from (
           and j.finished_at > now() - %(since_s)s * interval '1 second'
           and not exists (
               select from grades g where g.item = j.id::text and g.model = a.model and g.source = 'user' and g.score < 1)
+        order by j.finished_at desc limit %(window)s
     ) l
 ) latest where place <= %(most)s order by finished_at desc
 """  # noqa: S608  # our own constant, no input
