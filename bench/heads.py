@@ -1,6 +1,6 @@
 """Measure label heads on texts with gold labels: how many jobs an open gate keeps, how often those are right, at what CPU.
 
-    python -m bench.heads FILE.parquet TEXT LABEL [--only a,b,...] [--target 0.99] [--draws 20] [--scored 0]
+    ./run bench heads FILE.parquet TEXT LABEL [--only a,b,...] [--target 0.99] [--draws 20] [--scored 0]
 
 Stands gold labels in for the paid model's. Each draw puts a third of the texts aside; of the rest the first 100, 200, 400 ... are
 what the head is fitted on and its gate worked out from, as a dispatcher does. Printed: accuracy, share kept (0 where the gate stays
@@ -26,7 +26,7 @@ SIZES = (100, 200, 400, 800, 1600, 2000)
 MODEL = CATALOG["smollm2-135m-instruct"]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.99)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--scored", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     columns = pq.read_table(options.file, columns=[options.text, options.label]).to_pydict()
     pairs = dict(zip(columns[options.text], columns[options.label], strict=True))
     items = [(text, label) for text, label in pairs.items() if not options.only or label in options.only]
