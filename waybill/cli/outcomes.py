@@ -51,17 +51,23 @@ def outcomes(json_path: Path | None) -> None:
     """Show quality and measured cost by intent and model, the plans chosen from them, and which labels are lacking."""
     from policies.quality import learn, standing
     from producers.policy import load_policy
-    from waybill.ledger import cascades, grades
+    from waybill.ledger import cascades, grades, heads
 
     policy = load_policy(Settings.from_env())
 
-    async def read(ledger: Ledger) -> tuple[list[Any], list[Any], dict[int, str]]:
+    async def read(ledger: Ledger) -> tuple[list[Any], list[Any], dict[int, str], list[Any]]:
         params = {"flagship": policy.flagship, "since_s": grades.SINCE_S}
         standings = [standing(row) for row in await ledger.fetch(grades.STANDINGS, params)]
         learned = list(await ledger.fetch(cascades.LIST))
-        return standings, learned, {row["id"]: await _audits(ledger, row, policy.flagship) for row in learned}
+        audits = {row["id"]: await _audits(ledger, row, policy.flagship) for row in learned}
+        return standings, learned, audits, list(await ledger.fetch(heads.LIST))
 
-    standings, learned, audits = with_ledger(read)
+    standings, learned, audits, fitted = with_ledger(read)
+    for row in fitted:
+        click.echo(
+            f"  head {row['version']} of {row['intent']} (prompt version {row['prompt']}): fitted {row['made_at']:%Y-%m-%d %H:%M} on"
+            f" {row['labels']} labels of paid models"
+        )
     for row in learned:
         click.echo(
             f"  cascade {row['id']} of {row['intent']}: {' > '.join(row['chain'])}, fitted {row['made_at']:%Y-%m-%d %H:%M} on"
