@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from policies.policyfile import Policy
 
 RENDERING: Final = 1
@@ -37,8 +39,11 @@ class Reuse:
     max_questions: int = 1_000_000
 
 
-def outcome_key(policy: Policy, intent: str, model: str | None) -> str:
+def outcome_key(policy: Policy, intent: str, model: str | None, cascades: Mapping[str, str]) -> str:
     """What the policy makes of an intent and a pin: models in order, effort, limits. Part of every answer's key.
+
+    Args:
+        cascades: Per intent the learned cascade in force, and whether it has drifted: answers that it kept go with it.
 
     Whatever the plan says counts, so a changed plan never gives an answer that was made under the old one; but for its reason:
     the figures in it move with every grade.
@@ -47,7 +52,7 @@ def outcome_key(policy: Policy, intent: str, model: str | None) -> str:
 
     # An intent that nobody named is guessed, so any plan may be followed.
     plans = sorted(policy.plans.items()) if intent == AUTO else [(intent, policy.plans.get(intent))]
-    followed = [(name, None if plan is None else replace(plan, reason="")) for name, plan in plans]
+    followed = [(name, None if plan is None else replace(plan, reason=""), cascades.get(name)) for name, plan in plans]
     return _digest(repr((RENDERING, policy.version, intent, model, followed)))
 
 

@@ -56,6 +56,8 @@ class Cascades:
         self._read: dict[int, LearnedCascade | None] = {}
         self._in_force: dict[str, int] = {}
         self._drifted: set[str] = set()
+        self.standing: Mapping[str, str] = {}
+        """Per intent which one is in force and whether it has drifted; another object once anything of it is different."""
         self._idle: dict[str, str] = {}
 
     def get(self, number: int) -> LearnedCascade | None:
@@ -103,6 +105,9 @@ class Cascades:
                 emit("cascade.changed", intent=intent, state="ended" if number is None else "in force")
         self._in_force = in_force
         self._drifted = {row["intent"] for row in rows if row["has_drifted"]}
+        standing = {intent: f"{number}{'!' if intent in self._drifted else ''}" for intent, number in in_force.items()}
+        if standing != self.standing:
+            self.standing = standing
 
     async def first(self, rows: Sequence[Mapping[str, Any]], policy: Policy) -> dict[str, Chosen]:
         """The first model of each job that a cascade decides about, by job id; in a thread, for the CPU it takes."""

@@ -94,8 +94,8 @@ class Dispatcher:
         self._sent: deque[tuple[float, str]] = deque()
         """Calls sent to lanes that are not well, a moment ago."""
         self._begun = 0
-        self._keyed: Policy | None = None
-        """The policy that `_outcomes` belong to."""
+        self._keyed: tuple[Policy, Mapping[str, str]] | None = None
+        """The policy and the cascades that `_outcomes` belong to."""
         self._outcomes: dict[tuple[str, str | None, float | None], str] = {}
         self._forgot = time.monotonic()
         self._is_behind = False
@@ -289,12 +289,13 @@ class Dispatcher:
 
     def _key(self, row: Mapping[str, Any]) -> str:
         policy, kind = self._learned.policy, (row["intent"], row["model"], row["quality"])
-        if policy is not self._keyed or len(self._outcomes) > MOST_KINDS:
-            self._keyed = policy
+        standing, keyed = self._cascades.standing, self._keyed
+        if keyed is None or policy is not keyed[0] or standing is not keyed[1] or len(self._outcomes) > MOST_KINDS:
+            self._keyed = (policy, standing)
             self._outcomes.clear()
         if kind not in self._outcomes:
             own, _ = self._learned.plan(row["intent"], row["quality"])
-            self._outcomes[kind] = outcome_key(own, row["intent"], row["model"])
+            self._outcomes[kind] = outcome_key(own, row["intent"], row["model"], standing)
         return answer_key(row["question"], self._outcomes[kind])
 
     async def _forget_old(self) -> None:

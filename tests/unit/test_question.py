@@ -116,26 +116,37 @@ def test_whatever_the_policy_makes_of_the_intent_is_part_of_the_key() -> None:
             )
         ),
     ]
-    base = answer_key("q", outcome_key(POLICY, "extraction", None))
+    base = answer_key("q", outcome_key(POLICY, "extraction", None, {}))
 
-    assert base != answer_key("p", outcome_key(POLICY, "extraction", None))
-    assert base != answer_key("q", outcome_key(POLICY, "extraction", "claude-haiku-5-5"))
-    assert all(answer_key("q", outcome_key(policy, "extraction", None)) != base for policy in others)
+    assert base != answer_key("p", outcome_key(POLICY, "extraction", None, {}))
+    assert base != answer_key("q", outcome_key(POLICY, "extraction", "claude-haiku-5-5", {}))
+    assert all(answer_key("q", outcome_key(policy, "extraction", None, {})) != base for policy in others)
 
 
 def test_figures_in_a_plans_reason_do_not_make_answers_old() -> None:
     plan = replace(POLICY.plans["extraction"], reason="keeps 0.993 of claude-opus-5-5 (312 labels)")
     moved = replace(POLICY, plans={**POLICY.plans, "extraction": plan})
 
-    assert outcome_key(moved, "extraction", None) == outcome_key(POLICY, "extraction", None)
+    assert outcome_key(moved, "extraction", None, {}) == outcome_key(POLICY, "extraction", None, {})
+
+
+def test_answers_of_a_cascade_go_with_it() -> None:
+    keys = [
+        outcome_key(POLICY, intent, None, cascades)
+        for intent in ("reasoning", "auto")
+        for cascades in ({}, {"reasoning": "7"}, {"reasoning": "7!"}, {"reasoning": "8"})
+    ]
+
+    assert len(set(keys)) == len(keys)
+    assert outcome_key(POLICY, "extraction", None, {"reasoning": "7"}) == outcome_key(POLICY, "extraction", None, {})
 
 
 def test_an_untagged_job_may_follow_any_plan_so_any_change_makes_its_answers_old() -> None:
     plan = replace(POLICY.plans["extraction"], chain=POLICY.plans["extraction"].chain[1:])
     changed = replace(POLICY, plans={**POLICY.plans, "extraction": plan})
 
-    assert outcome_key(changed, "auto", None) != outcome_key(POLICY, "auto", None)
-    assert outcome_key(changed, "summarization", None) == outcome_key(POLICY, "summarization", None)
+    assert outcome_key(changed, "auto", None, {}) != outcome_key(POLICY, "auto", None, {})
+    assert outcome_key(changed, "summarization", None, {}) == outcome_key(POLICY, "summarization", None, {})
 
 
 @given(st.sampled_from(["hi", "lo"]), st.none() | st.floats(-10, 1e6), st.booleans())
