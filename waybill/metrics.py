@@ -58,7 +58,10 @@ SPEND_USUAL: Final = _metric(
     "gauge", "spend_usd_usual_hour", (), "Median of this hour of day over a fortnight; absent below three days."
 )
 BUDGETS: Final = _metric(
-    "gauge", "budgets_used", ("scope", "share"), "Budgets of which at least this share (80, 100 %) is spent."
+    "gauge",
+    "budgets_used",
+    ("scope", "share"),
+    "Budgets of which at least this share (80, 100 %) is spent; those of standing checks are not counted.",
 )
 BUDGET_LEFT: Final = _metric(
     "gauge", "budget_remaining_usd", ("scope",), "What the budget nearest to its cap has left."
