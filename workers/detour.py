@@ -199,7 +199,10 @@ def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
     if answer is None:
         return None
     is_local = attempt.candidate.provider == "local"
-    is_weak = isinstance(attempt.decision, Escalate | GiveUp) and answer.stop is Stop.COMPLETE
+    decision = attempt.decision
+    # An answer that passed the checks leaves its fingerprint: that a second one is wanted beside it says nothing about the lane.
+    is_passed = isinstance(decision, Escalate) and "said" in (decision.detail or {})
+    is_weak = isinstance(decision, Escalate | GiveUp) and not is_passed and answer.stop is Stop.COMPLETE
     timely = runtime.health.behind_s < BEHIND_S
     return Seen(
         began,

@@ -129,11 +129,16 @@ class HeadFitter:
             [counted] = await ledger.fetch(heads.COUNT, {"intent": intent, "after": after})
             fresh += counted["labels"]
             if fresh >= (max(FEWEST // 2, GROWTH * row["labels"]) if versions else FEWEST):
-                await self._fit(ledger, intent)
+                if await self._fit(ledger, intent):
+                    # They may be gone again before the next look, which has to see that none is in force.
+                    self._counted.pop(intent, None)
+                    continue
                 fresh = 0
             self._counted[intent] = (versions, counted["at"], fresh)
 
-    async def _fit(self, ledger: Ledger, intent: str) -> None:
+    async def _fit(self, ledger: Ledger, intent: str) -> bool:
+        """Fit an intent's heads; whether any was put in force."""
+        is_put = False
         asked = {"intent": intent, "since_s": grades.SINCE_S, "window": WINDOW, "most": MOST, "head": HEAD}
         groups = await asyncio.to_thread(_by_prompt, await ledger.fetch(heads.READ, asked))
         for prompt, labelled in groups.items():
@@ -155,8 +160,10 @@ class HeadFitter:
                 },
             )
             if put:
+                is_put = True
                 emit("head.fitted", intent=intent, fingerprint=prompt, version=version, labels=len(labelled),
                      seconds_s=time.monotonic() - began)  # fmt: skip
+        return is_put
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def place(
 ) -> Iterator[RunningPlace]:
     """A fleet in which the flagship has answered what is to be learned from."""
     folder = tmp_path_factory.mktemp("cascade")
-    (folder / "policy.toml").write_text(POLICY)
+    # An audit is a call of the flagship more; which jobs are drawn is decided by their ids.
+    (folder / "policy.toml").write_text(POLICY + "[audits]\nshare = 0\n")
     with (folder / "book.jsonl").open("w") as book:
         for each in outcomes:
             for prompt, answers in zip(each.prompts, each.answers, strict=True):

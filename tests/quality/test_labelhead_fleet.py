@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -125,6 +126,9 @@ def test_a_local_only_job_is_answered_by_the_head_and_never_leaves(place: Place)
     assert [line for line in place.sandbox.log()[before:] if line["job"] == job_id] == []
 
 
+@pytest.mark.skipif(
+    os.environ.get("WAYBILL_SLOW") != "1", reason="waits for four looks at the ledger; set WAYBILL_SLOW=1"
+)
 def test_audits_that_disagree_close_it_and_erasing_a_tenant_deletes_it(place: Place) -> None:
     served_by(place, HEAD)
     [(version, prompt, tenants)] = place.ledger.all("select version, prompt, tenants from heads")
