@@ -63,6 +63,11 @@ class Escalate:
     reason: str
     detail: Mapping[str, Any] | None = None
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether the answer passed all checks, so that its fingerprint is kept, and a second one is only wanted beside it."""
+        return "said" in (self.detail or {})
+
 
 @dataclass(frozen=True, slots=True)
 class Snooze:

@@ -200,9 +200,9 @@ def _seen(runtime: Runtime, attempt: Attempt) -> Seen | None:
         return None
     is_local = attempt.candidate.provider == "local"
     decision = attempt.decision
-    # An answer that passed the checks leaves its fingerprint: that a second one is wanted beside it says nothing about the lane.
-    is_passed = isinstance(decision, Escalate) and "said" in (decision.detail or {})
-    is_weak = isinstance(decision, Escalate | GiveUp) and not is_passed and answer.stop is Stop.COMPLETE
+    # That a second answer is wanted beside one that passed the checks says nothing about the lane.
+    is_unfit = isinstance(decision, GiveUp) or (isinstance(decision, Escalate) and not decision.has_passed)
+    is_weak = is_unfit and answer.stop is Stop.COMPLETE
     timely = runtime.health.behind_s < BEHIND_S
     return Seen(
         began,

@@ -57,7 +57,8 @@ LOOKING: Final = frozenset(
 """Broadcasts that change nothing in a worker (`enable_events`: Flower sends it every few seconds; events are on)."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-_QUEUES = frozenset(all_queues())
+QUEUES: Final = frozenset(all_queues())
+"""Where doorbells arrive; what comes elsewhere is a broadcast."""
 _EMBED_KEYS = ("callbacks", "errbacks", "chain", "chord")
 
 
@@ -120,7 +121,7 @@ def _envelope(raw: bytes) -> dict[str, Any]:
     envelope = _checked_envelope(message)
     address = envelope["properties"].get("delivery_info")
     # Both go back into Redis when a delivery is given up, so they must lead to a queue of ours.
-    if not isinstance(address, dict) or address.get("routing_key") not in _QUEUES:
+    if not isinstance(address, dict) or address.get("routing_key") not in QUEUES:
         raise Refused("addressed to no queue of ours")
     if address.get("exchange") not in ("waybill", ""):
         raise Refused("addressed to no queue of ours")

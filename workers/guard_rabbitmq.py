@@ -10,12 +10,12 @@ from typing import Any, Final
 import redis
 from kombu.transport import pyamqp
 
-from waybill.names import all_queues
 from waybill.redislink import connect
-from workers.guard import MAX_MESSAGE_BYTES, Refused, check_command, check_task, keep_quarantined, quarantined
+from workers.guard import MAX_MESSAGE_BYTES, QUEUES, Refused, check_command, check_task, keep_quarantined, quarantined
 from workers.telemetry import emit
 
-_QUEUES = frozenset(all_queues())
+QUARANTINE_WAIT_S: Final = 5.0
+"""How long a worker stands still for the quarantine at most; what was refused is in the log already."""
 
 
 def check_delivery(queue: str, message: Any) -> None:
@@ -32,7 +32,7 @@ def check_delivery(queue: str, message: Any) -> None:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         raise Refused("not JSON") from None
-    if queue in _QUEUES:
+    if queue in QUEUES:
         check_task(message.properties.get("application_headers") or {}, body)
     else:
         check_command(body)
@@ -75,7 +75,9 @@ class GuardedConnection(pyamqp.Connection):
 
     def __init__(self, *args: Any, quarantine_url: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.quarantine = connect(quarantine_url)
+        self.quarantine = connect(
+            quarantine_url, socket_timeout=QUARANTINE_WAIT_S, socket_connect_timeout=QUARANTINE_WAIT_S
+        )
 
 
 class GuardedTransport(pyamqp.Transport):

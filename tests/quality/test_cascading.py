@@ -175,6 +175,7 @@ def test_an_answer_that_does_not_settle_it_goes_on_and_leaves_numbers_only(
     assert isinstance(decision, Escalate)
     assert ROUTE.candidates[decision.index].model == asked.models[path(learned, asked, item)[1]]
     assert decision.detail == Said.of(HAIKU, text, asked.prompts[item]).as_json()
+    assert decision.has_passed, "no sign that the lane is out of order"
     for history in (_history(used=5), _history(streamed=True), _history(2)):
         assert isinstance(weigh(Accept(None), learned, history=history, **known), Accept)  # type: ignore[arg-type]
 

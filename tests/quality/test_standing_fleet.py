@@ -19,12 +19,7 @@ from tests.quality.ledgerrows import LedgerRows
 from tests.quality.place import Place
 from waybill import Client, Job, embedded
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        os.environ.get("WAYBILL_SLOW") != "1", reason="waits for samples of a minute; set WAYBILL_SLOW=1"
-    ),
-]
+pytestmark = pytest.mark.timeout(900)
 JOBS = 40
 ROOMY = "*:rpm=1000000,itpm=1000000000,otpm=1000000000,tpm=1000000000"
 NOTES = 6
@@ -123,6 +118,9 @@ def test_audits_find_that_a_cascade_has_drifted_and_the_flagship_takes_its_place
     assert found["by_intent"][INTENT]["quality"]["mean_score"] == 0.0
 
 
+@pytest.mark.skipif(
+    os.environ.get("WAYBILL_SLOW") != "1", reason="waits for five looks at the ledger; set WAYBILL_SLOW=1"
+)
 def test_free_texts_are_judged_by_themselves_and_once_when_the_dispatcher_dies_amid_it(place: StandingPlace) -> None:
     prompts = [f"Write what you know of stone {n}." for n in range(NOTES)]
     notes = place.client.submit_many([Job(intent="notes", prompt=prompt, priority="lo") for prompt in prompts])

@@ -68,6 +68,7 @@ def test_a_weak_answer_escalates_and_says_why(asked: Asked, given: Given, proble
 
     assert isinstance(decision, Escalate)
     assert decision.index == 1
+    assert not decision.has_passed
     assert problem in decision.reason
 
 
@@ -200,6 +201,7 @@ def test_two_models_that_say_the_same_settle_it() -> None:
 
     assert isinstance(first, Escalate)
     assert first.detail == {"said": fingerprint("The answer: 14")}
+    assert first.has_passed
     assert isinstance(same, Accept)
     assert "two models" in same.reason
     assert isinstance(other, Escalate)
