@@ -44,17 +44,13 @@ async def hear(redis: Redis, queues: Sequence[str]) -> AsyncIterator[list[str]]:
     from redis.exceptions import RedisError
 
     keys = [bell_key(queue) for queue in queues]
-    wait: Any = redis.blpop
-    more: Any = redis.lpop
     while True:
         try:
-            found = await wait(keys, timeout=2)
-            if found is None:
-                continue
-            key, first = found
-            rest = await more(key, AT_ONCE - 1) or []
+            # One command for the first and all that wait with it (Redis 7): whoever rang waits for each round trip.
+            found: Any = await redis.blmpop(2, len(keys), *keys, direction="LEFT", count=AT_ONCE)
         except (RedisError, OSError) as exc:
             log.warning("service.away service=redis error=%s", type(exc).__name__)
             await asyncio.sleep(0.2)
             continue
-        yield [job_id.decode() for job_id in (first, *rest)]
+        if found is not None:
+            yield [job_id.decode() for job_id in found[1]]

@@ -201,7 +201,8 @@ class AsyncClient:
             run_id: The run they belong to, None outside a run.
             seqs: Their positions in the run.
             ids: New ids to use (`new_job_id`); None = made here.
-            reply_to: The gateway process that waits for the answers (`waybill.streaming`).
+            reply_to: The gateway process that waits for the answers (`waybill.mail`). It has told its clients nothing yet:
+                until a worker has claimed the jobs they are lost if Postgres falls.
 
         Raises:
             InvalidJob, IdempotencyConflict, LedgerUnavailable: As `submit`; parts before the failing one are accepted.
@@ -257,6 +258,7 @@ class AsyncClient:
                 "prefixes": [part.key if part else None for part in stable],
                 "prefix_bytes": [part.bytes if part else 0 for part in stable],
                 "reply_tos": [reply_to] * len(jobs),
+                "is_waited_for": reply_to is not None,
                 "traceparent": trace.current(),
             },
         )

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -70,11 +70,18 @@ class _Shift:
         lines: Those that may still have work, with their tenants' weights.
         room: Jobs that may still be sent, by provider.
         full: Kinds of work (a line without its tenant and run) whose way is full or out for now.
+        found: All their jobs, oldest first, where a glance has found them; None = they are still to be asked for.
     """
 
     lines: dict[Line, int]
     room: dict[str, int]
     full: set[str] = field(default_factory=set)
+    found: dict[Line, deque[Mapping[str, Any]]] | None = None
+
+    def take(self, counts: Mapping[Line, int]) -> list[Mapping[str, Any]]:
+        """So many of each line's jobs that were found, or fewer."""
+        found = self.found or {}
+        return [found[line].popleft() for line, count in counts.items() for _ in range(min(count, len(found[line])))]
 
 
 class Dispatcher:
@@ -119,7 +126,7 @@ class Dispatcher:
         async for _ in hear(self._runtime.redis, [DISPATCH_QUEUE]):
             try:
                 async with self._lock:
-                    await self._look(CLASSES[:1])
+                    await self._look(CLASSES[:1], begin=self._glance)
             except LedgerUnavailable as exc:
                 emit("service.away", service="ledger", error=str(exc))
             except Exception:  # a bug, or a row that cannot be routed: the next look says so too
@@ -171,7 +178,9 @@ class Dispatcher:
         if rows:
             emit("jobs.released", jobs=len(rows))
 
-    async def _look(self, classes: Sequence[str] = CLASSES) -> tuple[int, int]:
+    async def _look(
+        self, classes: Sequence[str] = CLASSES, begin: Callable[[str], Awaitable[_Shift | None]] | None = None
+    ) -> tuple[int, int]:
         """Send what may be sent now. Returns how many were routed and refused."""
         began = time.monotonic()
         if len(classes) == len(CLASSES):  # a look at a part of the work says nothing about the rest
@@ -179,7 +188,7 @@ class Dispatcher:
             self._is_behind = False
         routed = refused = 0
         for klass in classes:
-            shift = await self._begin(klass)
+            shift = await (begin or self._begin)(klass)
             while shift is not None:
                 rows = await self._next_jobs(klass, shift)
                 if not rows:
@@ -212,11 +221,7 @@ class Dispatcher:
         }
         if not lines:
             return None
-        room = {**dict.fromkeys(PROVIDERS, WINDOW), BATCH_QUEUE: BATCH_WINDOW}
-        for row in under_way:
-            if row["priority"] == klass and row["provider"] in room:
-                room[row["provider"]] -= row["jobs"]
-        shift = _Shift(lines, {name: left if left >= REFILL else 0 for name, left in room.items()})
+        shift = _Shift(lines, _room({row["provider"]: row["jobs"] for row in under_way if row["priority"] == klass}))
         if not any(shift.room[name] for name in PROVIDERS):
             # Only the batch lane has room, which little of what is queued may go to: no reason to look at it every tick.
             self._is_behind = True
@@ -224,6 +229,23 @@ class Dispatcher:
                 return None
             self._looked_for_batches = time.monotonic()
         return shift
+
+    async def _glance(self, klass: str) -> _Shift | None:
+        """`_begin` for the few jobs that quick bells ring for, in one statement instead of three one after the other."""
+        rows = await self._fetch(turns.GLANCE, {"priority": klass, "read": [AUTO, *self._cascades.intents]})
+        jobs = [row for row in rows if row["id"] is not None]
+        room = _room(rows[0]["under_way"] or {})
+        is_usual = rows[0]["total"] <= turns.FEW and all(room.values())
+        if not is_usual or any(row["run_state"] == "cancelled" for row in jobs):
+            return await self._begin(klass)
+        found: dict[Line, deque[Mapping[str, Any]]] = {}
+        lines = {}
+        for row in jobs:
+            if row["run_state"] == "open" and not row["is_paused"]:
+                line = (row["tenant"], row["line"])
+                lines[line] = row["weight"]
+                found.setdefault(line, deque()).append(row)
+        return _Shift(lines, room, found=found) if lines else None
 
     async def _next_jobs(self, klass: str, shift: _Shift) -> list[dict[str, Any]]:
         """Jobs in the order of their turns; lines without any more are taken off the shift."""
@@ -235,16 +257,19 @@ class Dispatcher:
             self._is_behind = self._is_behind or bool(waiting)
             return []
         counts = Counter(order)
-        rows = await self._fetch(
-            turns.NEXT,
-            {
-                "priority": klass,
-                "tenants": [tenant for tenant, _ in counts],
-                "lines": [line for _, line in counts],
-                "counts": list(counts.values()),
-                "read": [AUTO, *self._cascades.intents],
-            },
-        )
+        if shift.found is not None:
+            rows: Sequence[Mapping[str, Any]] = shift.take(counts)
+        else:
+            rows = await self._fetch(
+                turns.NEXT,
+                {
+                    "priority": klass,
+                    "tenants": [tenant for tenant, _ in counts],
+                    "lines": [line for _, line in counts],
+                    "counts": list(counts.values()),
+                    "read": [AUTO, *self._cascades.intents],
+                },
+            )
         jobs: dict[Line, list[dict[str, Any]]] = {line: [] for line in counts}
         for row in rows:
             jobs[row["tenant"], row["line"]].append(dict(row))
@@ -460,6 +485,13 @@ class Dispatcher:
             await publish_end(self._runtime.redis, ids, ids)
         except (RedisError, OSError) as exc:
             emit("service.away", service="redis", error=str(exc))
+
+
+def _room(under_way: Mapping[str, int]) -> dict[str, int]:
+    """Jobs of a class that may still be sent, by provider, from those that are on their way. 0 while little is left."""
+    windows = {**dict.fromkeys(PROVIDERS, WINDOW), BATCH_QUEUE: BATCH_WINDOW}
+    room = {name: window - under_way.get(name, 0) for name, window in windows.items()}
+    return {name: left if left >= REFILL else 0 for name, left in room.items()}
 
 
 def _kind(line: str) -> str:

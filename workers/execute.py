@@ -110,6 +110,7 @@ async def hear_urgent(runtime: Runtime, queues: Sequence[str]) -> None:
             task = asyncio.create_task(run([job_id]))
             runtime.urgent.add(task)
             task.add_done_callback(runtime.urgent.discard)
+        await asyncio.sleep(0)  # their claims leave before the next bell is asked for
 
 
 async def claim(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row]:
@@ -255,6 +256,9 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
     crash_point("before_commit")
     state = await runtime.writer.settle(settlement)
     crash_point("after_commit")
+    if state is not None and state.is_final:
+        post_end(runtime, attempt, settlement, state)
+        await asyncio.sleep(0)  # it leaves before anything else is done: somebody waits for it
     seconds = time.monotonic() - attempt.started
     cost = "unpriced" if settlement.cost_usd is None else f"${settlement.cost_usd.normalize():f}"
     if runtime.tracing is not None:
@@ -263,7 +267,6 @@ async def settle(runtime: Runtime, attempt: Attempt, *, hand_back: bool = False)
         emit("lease.lost", job=attempt.job_id, attempt=attempt.number)
         return f"fenced {attempt.candidate.model} {cost}"
     if state.is_final:
-        post_end(runtime, attempt, settlement, state)
         await tell(runtime, attempt)
     else:
         runtime.outbox.forget(attempt.job_id, attempt.number)

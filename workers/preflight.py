@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 RETRY_S = 1.0
+OLDEST_REDIS = 7
 TELL_EVERY = 10
 """Tries between two lines that say what is waited for."""
 
@@ -78,7 +79,7 @@ async def _check_redis(url: str, *, is_dev: bool) -> None:
     while True:
         try:
             with connect(url, socket_connect_timeout=5, socket_timeout=5) as connection:
-                policy = await asyncio.to_thread(_eviction_policy, connection)
+                policy, version = await asyncio.to_thread(_told_by, connection)
             is_open = await asyncio.to_thread(_is_open, _without_login(url))
             break
         except (RedisError, OSError) as exc:
@@ -87,19 +88,22 @@ async def _check_redis(url: str, *, is_dev: bool) -> None:
                 raise ConfigError(refusal) from exc
             await _wait("redis", exc, tries)
             tries += 1
-    problem = redis_problem(policy, is_open=is_open, is_dev=is_dev)
+    problem = redis_problem(policy, version, is_open=is_open, is_dev=is_dev)
     if problem is not None:
         raise ConfigError(problem)
 
 
-def redis_problem(policy: str | None, *, is_open: bool, is_dev: bool) -> str | None:
+def redis_problem(policy: str | None, version: str | None, *, is_open: bool, is_dev: bool) -> str | None:
     """Why this Redis cannot carry doorbells and quotas; None when it can.
 
     Args:
         policy: Its maxmemory-policy; None where it does not tell.
+        version: Its version, or that of the Redis that it is compatible with; None where it does not tell.
         is_open: Whether it takes commands without a login.
         is_dev: Whether an open one is wanted (WAYBILL_DEV).
     """
+    if version is not None and version.partition(".")[0].isdigit() and int(version.partition(".")[0]) < OLDEST_REDIS:
+        return f"Redis is {version}; quick bells need {OLDEST_REDIS}.0 or newer (BLMPOP)"
     if policy is not None and policy != "noeviction":
         # Measured: of 60 acknowledged messages 9 were left.
         return (
@@ -115,11 +119,11 @@ def redis_problem(policy: str | None, *, is_open: bool, is_dev: bool) -> str | N
     return None
 
 
-def _eviction_policy(connection: Redis) -> str | None:
-    # INFO and not CONFIG: managed services forbid the latter.
-    memory: Any = connection.info("memory")
-    found = memory.get("maxmemory_policy")
-    return None if found is None else str(found)
+def _told_by(connection: Redis) -> tuple[str | None, str | None]:
+    """Its maxmemory-policy and its version. INFO and not CONFIG: managed services forbid the latter."""
+    told: Any = {**connection.info("server"), **connection.info("memory")}
+    policy, version = told.get("maxmemory_policy"), told.get("redis_version")
+    return None if policy is None else str(policy), None if version is None else str(version)
 
 
 def _is_open(url: str) -> bool:

@@ -81,9 +81,10 @@ class Carriage:
         if ids[0] != self.job_id:  # its key was used before: that job's mail goes, or went, to somebody else
             self._mailroom.drop(box)
             self.job_id, self._is_own = ids[0], False
-            self._box = self._mailroom.open(self.job_id)
+            box = self._box = self._mailroom.open(self.job_id)
             if (await self._client.states(ids)).get(self.job_id) in FINAL_STATES:
-                self._box.say_final()
+                box.say_final()
+        box.is_submitted = True
 
     async def note_retry(self, count: str) -> None:
         """Write down, for `waybill why` and the log, that the client's SDK did not send this for the first time."""
@@ -270,7 +271,10 @@ class Carriage:
 
         rows = await self._client.ledger.fetch(queries.OUTCOMES, {"ids": [self.job_id], "with_payload": False})
         if not rows:
-            raise Refusal(Kind.SERVER_ERROR, f"job {self.job_id} ended, and the ledger does not say how")
+            # Postgres fell before it had the job on disk: no call was made (queries.INSERT_JOBS).
+            raise Refusal(
+                Kind.OVERLOADED, f"job {self.job_id} is not on the ledger any more; send it again", retry_after_s=1
+            )
         row = rows[0]
         end: dict[str, Any] = {
             "state": row["state"],

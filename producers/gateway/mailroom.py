@@ -30,7 +30,7 @@ ALL_BYTES: Final = 128 * 1024 * 1024
 QUIET_S: Final = 5.0
 """A stream whose job is over may have letters on their way; so long after the last one nothing more is hoped for."""
 LOOK_EVERY_S: Final = 1.0
-"""How often the ledger is asked about jobs that no mail has ended: refused, cancelled, dead, or with lost letters."""
+"""How often the ledger is asked about jobs that no mail has ended: refused, cancelled, dead, lost, or with lost letters."""
 
 
 class Box:
@@ -38,7 +38,8 @@ class Box:
 
     Attributes:
         job_id: The job.
-        is_final: The ledger says that it is over, and no end letter came.
+        is_submitted: The ledger has taken it; from then on a job that it does not know is lost.
+        is_final: The ledger says that it is over or does not know it, and no end letter came.
         overflowed: The client did not keep up; letters were dropped.
         since: When it was opened; -1 once the ledger has said that the job is over.
         heard: When the last letter came.
@@ -46,6 +47,7 @@ class Box:
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
+        self.is_submitted = False
         self.is_final = False
         self.overflowed = False
         self.bytes = 0
@@ -128,21 +130,25 @@ class Mailroom:
                         box.overflow()
             if letters and sum(box.bytes for box in self._boxes.values()) > ALL_BYTES:
                 max(self._boxes.values(), key=lambda box: box.bytes).overflow()
+            await asyncio.sleep(0)  # what came goes on to its clients before more is asked for
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             now = time.monotonic()
-            waiting = [job_id for job_id, box in self._boxes.items() if now - box.since > LOOK_EVERY_S]
+            waiting = [
+                job_id for job_id, box in self._boxes.items() if box.is_submitted and now - box.since > LOOK_EVERY_S
+            ]
             for start in range(0, len(waiting), 1000):
+                asked = waiting[start : start + 1000]
                 try:
-                    states = await self._client.states(waiting[start : start + 1000])
+                    states = await self._client.states(asked)
                 except ServiceUnavailable as exc:
                     log.warning("service.away service=ledger error=%s", exc)
                     break
-                for job_id, state in states.items():
-                    box = self._boxes.get(job_id)
-                    if state in FINAL_STATES and box is not None:
+                for job_id in asked:
+                    box, state = self._boxes.get(job_id), states.get(job_id)
+                    if box is not None and (state is None or state in FINAL_STATES):
                         # The end letter of a job that has just ended may be on its way: the next look says so.
                         if box.since < 0 and now - box.heard > QUIET_S:
                             box.say_final()

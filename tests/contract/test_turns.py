@@ -51,3 +51,62 @@ async def test_two_dispatchers_that_ask_at_once_agree_on_who_is_first(redis_url:
 
         assert (one + other).count("first") == 1
         assert set(one + other) <= {"first", "waits", "unseen"}
+
+
+async def glance(ledger: Ledger) -> list[dict[str, object]]:
+    """As the dispatcher asks for the quick class."""
+    return [dict(row) for row in await ledger.fetch(turns.GLANCE, {"priority": "hi", "read": ["auto"]})]
+
+
+async def test_a_glance_says_of_a_few_jobs_what_a_whole_look_says(redis_url: str, database_url: str) -> None:
+    async with AsyncClient(database_url, redis_url) as client:
+        for tenant, intent, model in (
+            ("a", "extraction", None),
+            ("b", "extraction", None),
+            ("a", "auto", "gpt-6-luna"),
+        ):
+            await client.submit_many([Job(intent=intent, prompt=f"{n}", tenant=tenant, model=model) for n in range(3)])
+        await client.submit(intent="extraction", prompt="of the other class", priority="lo")
+        await client.ledger.fetch("insert into tenants (name, weight) values ('b', 7)")
+        await client.ledger.fetch("insert into holds (kind, name, reason) values ('intent', 'auto', 'a test')")
+
+        rows = await glance(client.ledger)
+
+        lines = await client.ledger.fetch(turns.LINES, {"priority": "hi", "after_tenant": "", "after_line": ""})
+        seen = {(row["tenant"], row["line"], row["weight"], row["run_state"], row["is_paused"]) for row in rows}
+        assert seen == {
+            (row["tenant"], row["line"], row["weight"], row["run_state"], row["is_paused"]) for row in lines
+        }
+        wanted = {
+            "tenants": [row["tenant"] for row in lines],
+            "lines": [row["line"] for row in lines],
+            "counts": [20] * len(lines),
+        }
+        asked = await client.ledger.fetch(turns.NEXT, {"priority": "hi", "read": ["auto"], **wanted})
+        told = {str(row["id"]): row for row in rows}
+        clocks = ("slack_s", "due_s")
+        assert len(asked) == len(rows) == 9
+        for row in asked:
+            assert {k: told[row["id"]][k] for k in row if k not in clocks} == {
+                k: row[k] for k in row if k not in clocks
+            }
+        assert {row["total"] for row in rows} == {9}
+        assert all(row["under_way"] is None for row in rows)
+
+
+async def test_a_glance_leaves_it_at_a_count_when_there_are_more_than_a_few(redis_url: str, database_url: str) -> None:
+    async with AsyncClient(database_url, redis_url) as client:
+        [nothing] = await glance(client.ledger)
+        assert (nothing["total"], nothing["id"]) == (0, None)
+
+        ids = await client.submit_many([Job(intent="extraction", prompt=f"{n}") for n in range(turns.FEW + 1)])
+        [many] = await glance(client.ledger)
+        assert (many["total"], many["id"]) == (turns.FEW + 1, None)
+
+        await client.ledger.fetch(
+            "update jobs set state = 'routed', provider = 'openai', route = '[{}]' where id = any(%(ids)s::uuid[])",
+            {"ids": ids[:2]},
+        )
+        few = await glance(client.ledger)
+        assert [str(row["id"]) for row in few] == sorted(ids[2:])
+        assert few[0]["under_way"] == {"openai": 2}

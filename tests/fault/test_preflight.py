@@ -25,7 +25,7 @@ EVICTING = ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "vol
 
 @pytest.mark.parametrize("policy", EVICTING)
 def test_r06_an_evicting_redis_is_no_broker(policy: str) -> None:
-    problem = redis_problem(policy, is_open=False, is_dev=False)
+    problem = redis_problem(policy, "7.2.4", is_open=False, is_dev=False)
 
     assert problem is not None
     assert policy in problem
@@ -33,10 +33,11 @@ def test_r06_an_evicting_redis_is_no_broker(policy: str) -> None:
 
 
 def test_s08_a_redis_that_is_open_to_everybody_is_for_a_machine_of_ones_own() -> None:
-    assert "requirepass" in str(redis_problem("noeviction", is_open=True, is_dev=False))
-    assert redis_problem("noeviction", is_open=True, is_dev=True) is None
-    assert redis_problem("noeviction", is_open=False, is_dev=False) is None
-    assert redis_problem(None, is_open=False, is_dev=False) is None
+    assert "requirepass" in str(redis_problem("noeviction", "9.1.0", is_open=True, is_dev=False))
+    assert redis_problem("noeviction", "9.1.0", is_open=True, is_dev=True) is None
+    assert redis_problem("noeviction", "9.1.0", is_open=False, is_dev=False) is None
+    assert redis_problem(None, None, is_open=False, is_dev=False) is None
+    assert "7.0 or newer" in str(redis_problem("noeviction", "6.2.14", is_open=False, is_dev=False))
 
 
 def test_r07_a_ledger_that_forgets_commits_is_no_ledger() -> None:
