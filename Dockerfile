@@ -41,6 +41,8 @@ RUN XDG_CACHE_HOME=/build/cache python scripts/local_lane.py \
 # --- fleet: the same Python, so that the environment's interpreter is where it was ---------------------------------------
 FROM python:3.13.9-slim-bookworm AS fleet
 ENV PATH=/opt/waybill/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The heap in huge pages, where the node has them (waybill/hugepages.py).
+ENV PYTHONMALLOC=malloc GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_ARENA_MAX=1
 WORKDIR /opt/waybill
 COPY --from=packages /opt/waybill/venv ./venv
 # The parts of the fleet that are no library stand beside it, as in a checkout: the library looks for them there.

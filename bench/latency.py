@@ -4,6 +4,10 @@ One request at a time: the openai SDK calls a sandbox (50 ms an answer) directly
 and to the first token. Many streams at once: a provider sends 50 chunks a stream at an exact pace with the time in each;
 the delay of a chunk is what the client's clock says minus that. Everything shares this machine's cores, the provider and
 the client included: compare the two columns, not the milliseconds.
+
+What a pause costs is measured beside it: on some virtual machines a process that has waited 50 ms runs ten and more times
+slower at first, because its pages' translations were dropped meanwhile, and one request at a time is nothing but such
+pauses (docs/decisions/0157-huge-pages.md). `pause_ratio` far above 2 says that the milliseconds are this machine's.
 """
 
 from __future__ import annotations
@@ -34,6 +38,26 @@ from waybill.cli.up import free_port
 
 MODEL = "gpt-6-luna"
 OURS = ("gateway", "dispatcher", "openai", "control")
+
+
+def pause_ratio() -> float:
+    """How much longer the same piece of work takes after a pause of 50 ms than without one (medians of 40)."""
+    text = json.dumps({
+        "id": "x", "object": "chat.completion", "created": 1, "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    })  # fmt: skip
+
+    def seconds(pause_s: float) -> float:
+        time.sleep(pause_s)
+        start = time.perf_counter()
+        openai.types.chat.ChatCompletion.model_validate_json(text).model_dump_json()
+        json.dumps(json.loads(text))
+        return time.perf_counter() - start
+
+    seconds(0)
+    hot, cold = ([seconds(pause_s) for _ in range(40)] for pause_s in (0.0, 0.05))
+    return percentile(cold, 50) / percentile(hot, 50)
 
 
 def percentile(values: list[float], share: int) -> float:
@@ -144,7 +168,12 @@ def main(argv: list[str]) -> None:
     options.add_argument("--streams", type=int, default=200)
     options.add_argument("--pause-ms", type=float, default=100.0, help="between the chunks of a stream")
     given = options.parse_args(argv)
-    found: dict[str, Any] = {"calls": given.calls, "streams": given.streams, "pause_ms": given.pause_ms}
+    found: dict[str, Any] = {
+        "calls": given.calls,
+        "streams": given.streams,
+        "pause_ms": given.pause_ms,
+        "pause_ratio": pause_ratio(),
+    }
     with tempfile.TemporaryDirectory() as folder, embedded.services(Path(folder) / "services") as services:
 
         def logs(name: str) -> Path:

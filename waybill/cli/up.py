@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from waybill.hugepages import heap_settings
 from waybill.names import BATCH_PROVIDERS, BATCH_QUEUE, CLASSES, PROVIDERS, provider_queue
 from waybill.settings import Settings
 from waybill.supervisor import Program, Supervisor
@@ -130,6 +131,7 @@ def plan_fleet(
     state = available(settings, policy)
     off = {name: why for name, why in state.items() if why is not None}
     grace_s = settings.drain_s + 15
+    told, env = env, {**heap_settings(os.environ), **env}
     programs.append(Program("dispatcher", [*waybill_argv(), "dispatcher"], env=env, grace_s=grace_s))
     for provider in PROVIDERS:
         if provider in off:
@@ -163,7 +165,7 @@ def plan_fleet(
         linked = {} if flower_url is None else {"WAYBILL_FLOWER_PUBLIC_URL": flower_url}
         gateway_url, program = _plan_gateway(settings, {**linked, **env})
         programs.append(program)
-    return Fleet(programs, env, sandbox_url, flower_url, login, off, gateway_url, metrics_url)
+    return Fleet(programs, told, sandbox_url, flower_url, login, off, gateway_url, metrics_url)
 
 
 def _plan_gateway(settings: Settings, env: Mapping[str, str]) -> tuple[str, Program]:
