@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
@@ -37,6 +38,7 @@ from waybill.cli.db import run_upgrade
 from waybill.cli.up import free_port
 
 MODEL = "gpt-6-luna"
+CALLERS = 4
 OURS = ("gateway", "dispatcher", "openai", "control")
 
 
@@ -106,6 +108,28 @@ def one_at_a_time(direct: openai.OpenAI, through: openai.OpenAI, pids: list[int]
         "added_ttft_p99_ms": found["through_first_p99_ms"] - found["direct_first_p99_ms"],
         "cpu_ms_per_call": cpu_ms,
         **found,
+    }
+
+
+def side_by_side(direct_url: str, through_url: str, pids: list[int], calls: int) -> dict[str, float]:
+    """`CALLERS` at once, a client each: processes hardly pause, so this says what the code costs on any machine."""
+
+    def measure(url: str, key: str) -> list[float]:
+        def one(_: int) -> list[float]:
+            with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client:
+                return [whole_s(client) for _ in range(calls + 5)][5:]
+
+        with ThreadPoolExecutor(CALLERS) as pool:
+            return [seconds for each in pool.map(one, range(CALLERS)) for seconds in each]
+
+    direct = measure(direct_url, "sandbox-direct")
+    before = sum(map(cpu_s, pids))
+    through = measure(through_url, "any")
+    cpu_ms = (sum(map(cpu_s, pids)) - before) / (CALLERS * (calls + 5)) * 1000
+    return {
+        "callers": CALLERS,
+        "added_p50_ms_side_by_side": percentile(through, 50) - percentile(direct, 50),
+        "cpu_ms_per_call_side_by_side": cpu_ms,
     }
 
 
@@ -192,6 +216,7 @@ def main(argv: list[str]) -> None:
         ):
             pids = [fleet.pid(name) for name in OURS]
             found |= one_at_a_time(direct, through, pids, given.calls)
+            found |= side_by_side(box.openai_url, f"{fleet.gateway_url}/v1", pids, given.calls)
         with (
             pacing(given.pause_ms / 1000) as url,
             running_fleet(database_url, redis_url, url, logs("streams"), gateway=True) as fleet,
