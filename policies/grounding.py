@@ -15,7 +15,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 _WORD: Final = re.compile(r"\w+")
-_NUMBER: Final = re.compile(r"\d+(?:[.,' \u00a0]\d+)*")
+# A blank or apostrophe groups thousands where three digits follow it; else it stands between two numbers.
+_GROUPED: Final = re.compile(r"(?<![\d.,])\d{1,3}(?:[' \u00a0]\d{3})+(?:[.,]\d+)?(?!\d)")
+_PLAIN: Final = re.compile(r"\d+(?:[.,]\d+)*")
+_AMOUNT: Final = re.compile(f"{_GROUPED.pattern}|{_PLAIN.pattern}")
 _DATE: Final = re.compile(r"\d{1,4}[-/. ]\d{1,2}[-/. ]\d{1,4}|\d{8}")
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH: Final = rf"({'|'.join(_MONTHS)})[a-z]{{0,6}}"
@@ -78,7 +81,9 @@ class Source:
     def numbers(self) -> frozenset[Decimal]:
         """All amounts in the text, in each way a separator can be read."""
         if self._numbers is None:
-            self._numbers = frozenset(value for found in _NUMBER.findall(self.text) for value in _readings(found))
+            # "1 234" may be one amount or a count beside another: both stand here.
+            found = [*_GROUPED.findall(self.text), *_PLAIN.findall(self.text)]
+            self._numbers = frozenset(value for each in found for value in _readings(each))
         return self._numbers
 
     @property
@@ -142,8 +147,8 @@ def _plain(value: Decimal) -> Decimal:
 
 def _amount(text: str) -> frozenset[Decimal] | None:
     """The readings of a text that is one amount, its currency and sign apart; None when it is something else."""
-    found = _NUMBER.findall(text)
-    rest = _NUMBER.sub("", text)
+    found = _AMOUNT.findall(text)
+    rest = _AMOUNT.sub("", text)
     if len(found) != 1 or len(re.findall(r"[^\W\d]", rest)) > _LONGEST_CURRENCY:
         return None
     return frozenset(_readings(found[0]))

@@ -36,6 +36,25 @@ def test_what_does_not_is_not(value: str | float) -> None:
     assert not Source(TEXT).holds(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "held", "strange"),
+    [
+        ("PEN 2 9.00", [2, 9, "9.00", "RM 9.00"], [29, "29.00"]),
+        ("2 x 4.50 9.00", [4.5, 9], [4.509, 45.09]),
+        ("Total 1 234.50", [1234.5, "1 234.50", "1,234.50", 1, 234.5], [1234]),
+        ("Total 12'345'678", [12345678, "12'345'678"], [1234, 5678]),
+        ("1.50 234.00", [1.5, 234], [1.50234, "150234.00"]),
+        ("12 3456", [12, 3456], [123456]),
+    ],
+)
+def test_a_blank_groups_thousands_and_parts_everything_else(
+    text: str, held: list[str | float], strange: list[str | float]
+) -> None:
+    source = Source(text)
+    assert [value for value in held if not source.holds(value)] == []
+    assert [value for value in strange if source.holds(value)] == []
+
+
 def test_only_what_the_model_could_choose_freely_is_looked_up() -> None:
     schema = {
         "type": "object",
