@@ -104,6 +104,24 @@ def test_tests_run_in_the_checkout(checkout: Path, tmp_path: Path) -> None:
     assert said.stdout == f"pytest in {checkout.resolve()}: <-k> <two words>\n"
 
 
+@pytest.mark.parametrize("wrong", [(), ("ruff",), ("pytest",), ("mypy", "pytest")])
+def test_check_says_all_that_is_wrong_and_keeps_the_tests_summary(checkout: Path, wrong: tuple[str, ...]) -> None:
+    for name in ("ruff", "mypy", "lint-imports", "pytest"):
+        program = checkout / ".venv" / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {name} was here\nexit {int(name in wrong)}\n")
+        program.chmod(0o755)
+
+    said = call(checkout, "check")
+
+    assert said.returncode == (1 if wrong else 0)
+    assert "pytest was here" in said.stdout
+    for name in ("ruff", "mypy", "lint-imports"):
+        assert f"{name} was here" in said.stderr
+    steps = {"ruff": "failed: format lint", "mypy": "failed: types script-types"}
+    for name in wrong:
+        assert steps.get(name, "tests") in said.stderr
+
+
 def test_nothing_to_do_costs_less_than_half_a_second(checkout: Path) -> None:
     call(checkout, "status")  # the files are in the page cache now
 
