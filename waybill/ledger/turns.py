@@ -109,7 +109,7 @@ from (
     select (select count(*) from few) as total,
            (select json_object_agg(provider, jobs) from (
                 select j.provider, count(*) as jobs from jobs j left join runs r on r.id = j.run_id
-                where {_IS_ON_ITS_WAY} and j.priority = %(priority)s
+                where {_IS_ON_ITS_WAY} and j.priority = %(priority)s and j.provider is not null
                 group by j.provider) as w) as under_way
 ) c
 left join few f on c.total <= {FEW}
