@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from waybill.client import AsyncClient
 from waybill.contract import FINAL_STATES
 from waybill.errors import ServiceUnavailable
-from waybill.mail import Letter, read_mail
+from waybill.mail import RESEND_S, SEND_TIMEOUT_S, Letter, read_mail
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -27,8 +27,9 @@ log = logging.getLogger("waybill.gateway")
 
 BOX_BYTES: Final = 4 * 1024 * 1024
 ALL_BYTES: Final = 128 * 1024 * 1024
-QUIET_S: Final = 5.0
-"""A stream whose job is over may have letters on their way; so long after the last one nothing more is hoped for."""
+QUIET_S: Final = RESEND_S + SEND_TIMEOUT_S + 3.0
+"""A stream whose job is over may have letters on their way, as long as its worker sends them again; so long after the last one
+nothing more is hoped for."""
 LOOK_EVERY_S: Final = 1.0
 """How often the ledger is asked about jobs that no mail has ended: refused, cancelled, dead, lost, or with lost letters."""
 

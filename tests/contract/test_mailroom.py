@@ -14,6 +14,7 @@ from producers.gateway.errors import Kind, Refusal
 from producers.gateway.mailroom import Mailroom
 from waybill import AsyncClient, Job
 from waybill.contract import Wire
+from waybill.mail import RESEND_S, SEND_TIMEOUT_S, Letter
 from waybill.redislink import connect_async
 
 
@@ -53,6 +54,33 @@ async def test_a_job_that_the_ledger_lost_is_refused_and_may_be_sent_again(
                 await lost.whole()
 
         assert refused.value.kind is Kind.OVERLOADED
+
+
+async def test_letters_of_a_stream_that_is_over_are_waited_for_as_long_as_they_are_sent_again(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailroom, "LOOK_EVERY_S", 0.02)
+    async with reading(database_url, redis_url) as (client, room):
+        stream = carriage(client, room)
+        await stream.submit()
+        box = room._boxes[stream.job_id]
+        box.put(Letter("data", stream.job_id, 1, 0, b"data: {}\n\n"))
+        await client.cancel(stream.job_id)
+        heard = box.heard
+
+        async with asyncio.timeout(10):
+            while box.since >= 0:  # the ledger has said that it is over
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert not box.is_final
+
+        box.heard = heard - RESEND_S - SEND_TIMEOUT_S  # nobody sends its letters again any more
+        await asyncio.sleep(0.1)
+        assert not box.is_final  # but what was sent last may just have come
+        box.heard = heard - mailroom.QUIET_S
+        async with asyncio.timeout(10):
+            while not box.is_final:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_job_that_is_still_being_submitted_is_not_taken_for_lost(
