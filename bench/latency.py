@@ -7,7 +7,8 @@ the client included: compare the two columns, not the milliseconds.
 
 What a pause costs is measured beside it: on some virtual machines a process that has waited 50 ms runs ten and more times
 slower at first, because its pages' translations were dropped meanwhile, and one request at a time is nothing but such
-pauses (docs/decisions/0157-huge-pages.md). `pause_ratio` far above 2 says that the milliseconds are this machine's.
+pauses (docs/decisions/0157-huge-pages.md). `pause_ratio` says by how much;
+where it is in the tens the milliseconds are the machine's, and the figures side by side say more of the code.
 """
 
 from __future__ import annotations
