@@ -258,7 +258,6 @@ class AsyncClient:
                 "prefixes": [part.key if part else None for part in stable],
                 "prefix_bytes": [part.bytes if part else 0 for part in stable],
                 "reply_tos": [reply_to] * len(jobs),
-                "is_waited_for": reply_to is not None,
                 "traceparent": trace.current(),
             },
         )

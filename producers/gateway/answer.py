@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
@@ -84,7 +85,7 @@ class Carriage:
             box = self._box = self._mailroom.open(self.job_id)
             if (await self._client.states(ids)).get(self.job_id) in FINAL_STATES:
                 box.say_final()
-        box.is_submitted = True
+        box.since = time.monotonic()
 
     async def note_retry(self, count: str) -> None:
         """Write down, for `waybill why` and the log, that the client's SDK did not send this for the first time."""

@@ -39,20 +39,18 @@ class Box:
 
     Attributes:
         job_id: The job.
-        is_submitted: The ledger has taken it; from then on a job that it does not know is lost.
         is_final: The ledger says that it is over or does not know it, and no end letter came.
         overflowed: The client did not keep up; letters were dropped.
-        since: When it was opened; -1 once the ledger has said that the job is over.
+        since: When the ledger took the job; inf before that, as it cannot be lost yet, and -1 once it is over or lost.
         heard: When the last letter came.
     """
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        self.is_submitted = False
         self.is_final = False
         self.overflowed = False
         self.bytes = 0
-        self.since = time.monotonic()
+        self.since = inf
         self.heard = -inf
         self._letters: deque[Letter] = deque()
         self._arrived = asyncio.Event()
@@ -137,9 +135,7 @@ class Mailroom:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             now = time.monotonic()
-            waiting = [
-                job_id for job_id, box in self._boxes.items() if box.is_submitted and now - box.since > LOOK_EVERY_S
-            ]
+            waiting = [job_id for job_id, box in self._boxes.items() if now - box.since > LOOK_EVERY_S]
             for start in range(0, len(waiting), 1000):
                 asked = waiting[start : start + 1000]
                 try:

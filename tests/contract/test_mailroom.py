@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from producers.gateway.errors import Kind, Refusal
 from producers.gateway.mailroom import Mailroom
 from waybill import AsyncClient, Job
 from waybill.contract import Wire
+from waybill.ledger.engine import Row
 from waybill.mail import RESEND_S, SEND_TIMEOUT_S, Letter
 from waybill.redislink import connect_async
 
@@ -66,7 +69,6 @@ async def test_letters_of_a_stream_that_is_over_are_waited_for_as_long_as_they_a
         box = room._boxes[stream.job_id]
         box.put(Letter("data", stream.job_id, 1, 0, b"data: {}\n\n"))
         await client.cancel(stream.job_id)
-        heard = box.heard
 
         async with asyncio.timeout(10):
             while box.since >= 0:  # the ledger has said that it is over
@@ -74,10 +76,10 @@ async def test_letters_of_a_stream_that_is_over_are_waited_for_as_long_as_they_a
         await asyncio.sleep(0.1)
         assert not box.is_final
 
-        box.heard = heard - RESEND_S - SEND_TIMEOUT_S  # nobody sends its letters again any more
+        box.heard = time.monotonic() - RESEND_S - SEND_TIMEOUT_S  # nobody sends its letters again any more
         await asyncio.sleep(0.1)
         assert not box.is_final  # but what was sent last may just have come
-        box.heard = heard - mailroom.QUIET_S
+        box.heard = time.monotonic() - mailroom.QUIET_S
         async with asyncio.timeout(10):
             while not box.is_final:
                 await asyncio.sleep(0.01)
@@ -106,3 +108,29 @@ async def test_a_job_that_is_still_being_submitted_is_not_taken_for_lost(
             await asked.wait()
 
         assert not early.is_final
+
+
+@pytest.mark.parametrize(
+    ("reply_to", "key", "commits"),
+    [("gw-test", None, "off"), ("gw-test", "a key", None), (None, None, None), (None, "a key", None)],
+)
+async def test_only_a_job_that_nobody_was_told_of_is_not_waited_for_on_disk(
+    redis_url: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    reply_to: str | None,
+    key: str | None,
+    commits: str | None,
+) -> None:
+    async with AsyncClient(database_url, redis_url) as client:
+        fetch, found = client.ledger.fetch, []
+
+        async def kept(*asked: Any) -> Sequence[Row]:
+            rows = await fetch(*asked)
+            found.extend(rows)
+            return rows
+
+        monkeypatch.setattr(client.ledger, "fetch", kept)
+        await client.submit_many([Job(intent="extraction", prompt="p", idempotency_key=key)], reply_to=reply_to)
+
+        assert [row["commits"] for row in found] == [commits]

@@ -35,9 +35,13 @@ with input as (
     insert into payloads (job_id, body) select i.id, i.payload from input i join inserted using (id)
 )
 select id::text, quick.* from inserted
--- Whoever waits for the answer has been told nothing yet, and the claim before the call takes this with it to the disk. If
--- Postgres dies sooner there is no job and no call, and the gateway says so (mailroom.py).
-left join (select set_config('synchronous_commit', 'off', true) where %(is_waited_for)s::bool) as quick on true
+-- Whoever waits at a gateway has been told nothing yet, and the claim before the call takes this with it to the disk. If
+-- Postgres dies sooner there is no job and no call, and the gateway says so (mailroom.py). By a key somebody else could be
+-- told of it.
+left join (
+    select set_config('synchronous_commit', 'off', true)
+    where not exists (select from input where reply_to is null or idempotency_key is not null)
+) as quick(commits) on true
 """
 
 JOBS_BY_KEY: Final = """
